@@ -1,1 +1,4 @@
 //! realpeer
+pub mod addr;
+pub mod cli;
+pub mod config;
