@@ -13,6 +13,19 @@ fn main() -> ExitCode {
     match cli::parse(&words) {
         Ok(Command::Print(t)) => print!("{t}"),
         Ok(Command::Proxy(f)) => println!("{:?}", Settings::resolve(f)),
+        Ok(Command::Routing(action, flags)) => {
+            let run = || {
+                let settings = Settings::resolve(flags)?;
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?
+                    .block_on(realpeer::routing::run(action, &settings))
+            };
+            if let Err(e) = run() {
+                eprintln!("realpeer: {e:#}");
+                return ExitCode::FAILURE;
+            }
+        }
         Ok(c) => println!("{c:?}"),
         Err(e) => {
             eprintln!("realpeer: {e}");
