@@ -2,4 +2,5 @@
 pub mod addr;
 pub mod cli;
 pub mod config;
+pub mod header;
 pub mod routing;
