@@ -13,13 +13,13 @@ fn main() -> ExitCode {
     match cli::parse(&words) {
         Ok(Command::Print(t)) => print!("{t}"),
         Ok(Command::Proxy(f)) => println!("{:?}", Settings::resolve(f)),
-        Ok(Command::Routing(action, flags)) => {
+        Ok(Command::Routing(action, form, flags)) => {
             let run = || {
                 let settings = Settings::resolve(flags)?;
                 tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build()?
-                    .block_on(realpeer::routing::run(action, &settings))
+                    .block_on(realpeer::routing::run(action, form, &settings))
             };
             if let Err(e) = run() {
                 eprintln!("realpeer: {e:#}");

@@ -21,17 +21,12 @@ pub fn bound(protocol: Protocol) -> Vec<Bound> {
         Protocol::Tcp => ("tcp", "0A"), // TCP_LISTEN
         Protocol::Udp => ("udp", "07"), // TCP_CLOSE: bound, not connected
     };
-    // /proc/net itself is hidden under ProcSubset=pid, /proc/self/net is not.
+    // /proc/net itself is hidden under ProcSubset=pid; /proc/thread-self/net is not.
     let tables = [name.to_owned(), format!("{name}6")];
     let lines = tables
         .iter()
-        .filter_map(|table| fs::read_to_string(format!("/proc/self/net/{table}")).ok())
-        .flat_map(|text| {
-            text.lines()
-                .skip(1)
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        });
+        .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok())
+        .flat_map(|text| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>());
     lines.filter_map(|line| parse(&line, state)).collect()
 }
 

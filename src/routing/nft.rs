@@ -3,9 +3,9 @@
 use std::io;
 
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate,
-    InetHookNumber, Meta, MetaKey, NfTablesMessage, Operator, Register, RuleAttribute,
-    RuleMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
+    ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate, InetHookNumber,
+    Meta, MetaKey, NfTablesMessage, Operator, Register, RuleAttribute, RuleMessage, TableAttribute,
+    TableMessage, Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -39,7 +39,10 @@ pub fn add_socket_match(table: u32, mark: u32) -> io::Result<()> {
             new_chain(&name, "prerouting", InetHookNumber::PreRouting, MANGLE),
             NLM_F_CREATE,
         ),
-        (new_rule(&name, "prerouting", socket_match(mark)), NLM_F_CREATE),
+        (
+            new_rule(&name, "prerouting", socket_match(mark)),
+            NLM_F_CREATE,
+        ),
     ];
     match commit(batch) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
@@ -58,17 +61,18 @@ pub fn remove_table(name: &str) -> io::Result<bool> {
     }
 }
 
-/// The names of the inet tables.
-pub fn tables() -> io::Result<Vec<String>> {
-    let all = dump(NfTablesMessage::GetTable(TableMessage { attributes: vec![] }))?;
-    let names = all.into_iter().filter_map(|message| match message {
-        NfTablesMessage::NewTable(table) => table.attributes.into_iter().find_map(|a| match a {
-            TableAttribute::Name(name) => Some(name),
-            _ => None,
-        }),
-        _ => None,
-    });
-    Ok(names.collect())
+/// True if there is an inet table of this name. False where the kernel has no nftables.
+pub fn has_table(name: &str) -> io::Result<bool> {
+    let attributes = vec![TableAttribute::Name(name.to_owned())];
+    match ask(NfTablesMessage::GetTable(TableMessage { attributes })) {
+        Ok(_) => Ok(true),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => Ok(false),
+            // Without CAP_NET_ADMIN one may not even look.
+            Some(libc::EPERM) => Ok(false),
+            _ => Err(e),
+        },
+    }
 }
 
 /// A new table of family inet.
@@ -123,7 +127,10 @@ fn socket_match(mark: u32) -> Vec<Expressions> {
             ],
         },
         equals(&[1]),
-        load(Register::Reg1, DataAttribute::Value(mark.to_ne_bytes().to_vec())),
+        load(
+            Register::Reg1,
+            DataAttribute::Value(mark.to_ne_bytes().to_vec()),
+        ),
         Expressions::Meta(vec![
             Meta::Key(MetaKey::Mark),
             Meta::SourceRegister(Register::Reg1),
@@ -180,6 +187,7 @@ pub fn commit(messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
 }
 
 /// Asks for a list.
+#[expect(dead_code)]
 pub fn dump(request: NfTablesMessage) -> io::Result<Vec<NfTablesMessage>> {
     let socket = open()?;
     socket.send(&encode(request.into(), NLM_F_DUMP, 0, 0), 0)?;
@@ -194,6 +202,22 @@ pub fn dump(request: NfTablesMessage) -> io::Result<Vec<NfTablesMessage>> {
                     ..
                 }) => found.push(message),
                 _ => {}
+            }
+        }
+    }
+}
+
+/// Asks for one thing.
+fn ask(request: NfTablesMessage) -> io::Result<()> {
+    let socket = open()?;
+    socket.send(&encode(request.into(), NLM_F_ACK, 0, 0), 0)?;
+    loop {
+        for message in receive(&socket)? {
+            if let NetlinkPayload::Error(error) = message.payload {
+                return match error.code {
+                    None => Ok(()),
+                    Some(_) => Err(error.to_io()),
+                };
             }
         }
     }

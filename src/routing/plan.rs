@@ -35,8 +35,6 @@ pub enum Place {
 pub struct Need {
     /// Where connections go.
     pub target: SocketAddr,
-    /// TCP or UDP.
-    pub protocol: Protocol,
     /// The flag named the target, rather than a default.
     pub given: bool,
     /// How its replies come back.
@@ -169,9 +167,11 @@ impl Need {
             Way::Socket => Some(table),
             Way::Loopback | Way::UdpPort => None,
         };
+        // One may only ask about what this host sends, or what arrives.
+        let not_seen = self.way == Way::Socket && arrives_on.is_none();
         Question {
             family: self.family(),
-            from: (!self.wildcard).then_some(self.target.ip()),
+            from: (!self.wildcard && !not_seen).then_some(self.target.ip()),
             to: self.family().stranger(),
             mark,
             arrives_on: arrives_on.filter(|_| self.way == Way::Socket),
@@ -261,7 +261,11 @@ mod tests {
             (Udp, Place::Own, false, Way::UdpPort),
             (Udp, Place::Behind, true, Way::Socket),
         ] {
-            assert_eq!(choose(protocol, place, wildcard), way, "{protocol:?} {place:?}");
+            assert_eq!(
+                choose(protocol, place, wildcard),
+                way,
+                "{protocol:?} {place:?}"
+            );
         }
     }
 
@@ -269,7 +273,6 @@ mod tests {
     fn under_socket_match_the_rules_mark_is_never_the_users() {
         let need = Need {
             target: SocketAddr::from(([172, 17, 0, 2], 80)),
-            protocol: Protocol::Tcp,
             given: true,
             way: Way::Socket,
             mark: Some(5),
