@@ -1,0 +1,328 @@
+//! The flags and subcommands themselves.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ContextKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use super::value::{self, HostPort};
+use super::{UsageError, go, usage};
+use crate::config::{LogFormat, Protocol, Routing, SourcePort, Verbosity};
+
+/// What the user asked for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run the proxy.
+    Proxy(ProxyFlags),
+    /// `realpeer routing up|down|show` with the proxy's flags.
+    Routing(RoutingAction, ProxyFlags),
+    /// `realpeer demo`.
+    Demo,
+    /// Print this and exit 0: help or the version.
+    Print(String),
+}
+
+/// What `realpeer routing` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutingAction {
+    /// Put the rules in place.
+    Up,
+    /// Take them away.
+    Down,
+    /// Print what is there.
+    Show,
+}
+
+/// The flags of the proxy, as typed and checked one by one.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "realpeer",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    args_override_self = true,
+    about = "realpeer takes PROXY-protocol connections from a load balancer and passes them on\n\
+             from the client's own address and port, so that the backend sees the real peer.",
+    before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
+                   realpeer routing up|down|show [FLAGS] the policy routing that brings replies back",
+    after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
+)]
+pub struct ProxyFlags {
+    /// Address to listen on; [::]:PORT takes IPv4 too
+    #[arg(long = "l", visible_alias = "listen-addr", value_name = "ADDR", default_value = "0.0.0.0:8443", value_parser = value::host_port)]
+    pub listen: HostPort,
+
+    /// Where connections of IPv4 clients go
+    #[arg(long = "4", visible_alias = "ipv4", value_name = "ADDR", default_value = "127.0.0.1:443", value_parser = value::target_v4)]
+    pub target_v4: HostPort,
+
+    /// Where connections of IPv6 clients go
+    #[arg(long = "6", visible_alias = "ipv6", value_name = "ADDR", default_value = "[::1]:443", value_parser = value::target_v6)]
+    pub target_v6: HostPort,
+
+    /// Go to the destination that the header names, with the client's address
+    #[arg(long = "dynamic-destination", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    pub dynamic_destination: bool,
+
+    /// Protocol: tcp or udp
+    #[arg(long = "p", visible_alias = "protocol", value_name = "PROTO", default_value = "tcp", value_parser = protocol)]
+    pub protocol: Protocol,
+
+    /// Mark of the connections to the backend (SO_MARK); 0 sets none
+    #[arg(long = "mark", visible_alias = "m", value_name = "N", default_value = "0", value_parser = mark)]
+    pub mark: u32,
+
+    /// File of the load balancers that may connect, an address or CIDR a line
+    #[arg(long = "allowed-subnets", visible_aliases = ["a", "allowed-networks"], value_name = "FILE")]
+    pub allowed_subnets: Option<PathBuf>,
+
+    /// Sockets that share the listen address (SO_REUSEPORT)
+    #[arg(long = "listeners", value_name = "N", default_value = "1", value_parser = listeners)]
+    pub listeners: usize,
+
+    /// Take connections to addresses that are not this host's (IP_TRANSPARENT)
+    #[arg(long = "listen-transparent", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    pub listen_transparent: bool,
+
+    /// Threads that carry connections (default: one a core)
+    #[arg(long = "workers", value_name = "N", value_parser = workers)]
+    pub workers: Option<usize>,
+
+    /// Connections open at once (default: what the open-file limit carries)
+    #[arg(long = "max-connections", value_name = "N", value_parser = max_connections)]
+    pub max_connections: Option<usize>,
+
+    /// When the client's port is taken: keep (use a free one then), any (always), strict (refuse)
+    #[arg(long = "source-port", value_name = "WHICH", default_value = "keep", value_parser = source_port)]
+    pub source_port: SourcePort,
+
+    /// How long a load balancer may take to send the header
+    #[arg(long = "header-timeout", value_name = "TIME", default_value = "10s", value_parser = value::timeout)]
+    pub header_timeout: Duration,
+
+    /// How long the backend may take to answer
+    #[arg(long = "connect-timeout", value_name = "TIME", default_value = "5s", value_parser = value::timeout)]
+    pub connect_timeout: Duration,
+
+    /// How long open connections may go on after SIGTERM
+    #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
+    pub drain_timeout: Duration,
+
+    /// Silence that ends a UDP flow
+    #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::timeout)]
+    pub close_after: Duration,
+
+    /// Policy routing: auto (put in what is missing, take it away at exit) or off
+    #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = routing)]
+    pub routing: Routing,
+
+    /// 0: start and stop; 1: refused connections too; 2: every connection
+    #[arg(long = "v", value_name = "N", default_value = "0", value_parser = verbosity)]
+    pub verbosity: Verbosity,
+
+    /// json or text (default: text on a terminal)
+    #[arg(long = "log-format", value_name = "FORMAT", value_parser = log_format)]
+    pub log_format: Option<LogFormat>,
+
+    /// Print the version
+    #[arg(long = "version", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    pub version: bool,
+
+    /// `-4` was given.
+    #[arg(skip)]
+    pub v4_given: bool,
+    /// `-6` was given.
+    #[arg(skip)]
+    pub v6_given: bool,
+}
+
+/// Reads a command line, without the program's name.
+pub fn parse(words: &[String]) -> Result<Command, UsageError> {
+    match words.first().map(String::as_str) {
+        Some("demo") => bare(
+            "demo",
+            "plays a load balancer and shows what the backend sees, without and with realpeer",
+            &words[1..],
+            Command::Demo,
+        ),
+        Some("routing") => routing_command(&words[1..]),
+        _ => proxy(words),
+    }
+}
+
+fn proxy(words: &[String]) -> Result<Command, UsageError> {
+    let command = ProxyFlags::command();
+    match flags(&command, words, false)? {
+        Parsed::Help(text) => Ok(Command::Print(text)),
+        Parsed::Flags(_, rest) if !rest.is_empty() => Err(refuse(
+            &command,
+            format!("stray word {:?}: flags begin with a dash", rest[0]),
+        )),
+        Parsed::Flags(flags, _) if flags.version => Ok(Command::Print(
+            concat!("realpeer ", env!("CARGO_PKG_VERSION"), "\n").into(),
+        )),
+        Parsed::Flags(flags, _) => Ok(Command::Proxy(*flags)),
+    }
+}
+
+fn routing_command(words: &[String]) -> Result<Command, UsageError> {
+    let command = ProxyFlags::command()
+        .name("realpeer routing up|down|show")
+        .about("Puts the policy routing in place that brings a backend's replies back, takes it away, or shows it.")
+        .before_help(None::<&str>);
+    match flags(&command, words, true)? {
+        Parsed::Help(text) => Ok(Command::Print(text)),
+        Parsed::Flags(flags, rest) => {
+            let action = match rest.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                ["up"] => RoutingAction::Up,
+                ["down"] => RoutingAction::Down,
+                ["show"] => RoutingAction::Show,
+                [] => return Err(refuse(&command, "routing: say up, down or show".into())),
+                [word, ..] => {
+                    return Err(refuse(
+                        &command,
+                        format!("routing: say up, down or show, not {word:?}"),
+                    ));
+                }
+            };
+            Ok(Command::Routing(action, *flags))
+        }
+    }
+}
+
+/// A subcommand without flags of its own.
+fn bare(
+    name: &str,
+    about: &str,
+    words: &[String],
+    command: Command,
+) -> Result<Command, UsageError> {
+    let definition = clap::Command::new(format!("realpeer {name}"));
+    match go::split(&definition, words, true) {
+        Ok(words) if words.help => Ok(Command::Print(format!("realpeer {name}: {about}\n"))),
+        Ok(words) if words.rest.is_empty() => Ok(command),
+        Ok(words) => Err(refuse(
+            &definition,
+            format!("{name}: stray word {:?}", words.rest[0]),
+        )),
+        Err(message) => Err(refuse(&definition, message)),
+    }
+}
+
+enum Parsed {
+    Flags(Box<ProxyFlags>, Vec<String>),
+    Help(String),
+}
+
+fn flags(command: &clap::Command, words: &[String], anywhere: bool) -> Result<Parsed, UsageError> {
+    let words = go::split(command, words, anywhere).map_err(|message| refuse(command, message))?;
+    if words.help {
+        return Ok(Parsed::Help(usage::help(command)));
+    }
+    let args = std::iter::once("realpeer".to_owned()).chain(words.flags);
+    let parsed = command
+        .clone()
+        .try_get_matches_from(args)
+        .and_then(|mut matches| {
+            let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+            let (v4_given, v6_given) = (typed("target_v4"), typed("target_v6"));
+            let flags = ProxyFlags::from_arg_matches_mut(&mut matches)?;
+            Ok(ProxyFlags {
+                v4_given,
+                v6_given,
+                ..flags
+            })
+        });
+    match parsed {
+        Ok(flags) => Ok(Parsed::Flags(Box::new(flags), words.rest)),
+        Err(error) => Err(refuse(command, bad_value(&error))),
+    }
+}
+
+/// One line that names the flag, the value and what is wrong with it.
+fn bad_value(error: &clap::Error) -> String {
+    let part = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let flag = part(ContextKind::InvalidArg);
+    let flag = flag
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches('-');
+    let reason = error
+        .source()
+        .map_or_else(|| "a value is missing".to_owned(), ToString::to_string);
+    format!(
+        "invalid value {:?} for flag -{flag}: {reason}",
+        part(ContextKind::InvalidValue)
+    )
+}
+
+fn refuse(command: &clap::Command, message: String) -> UsageError {
+    UsageError {
+        message,
+        usage: usage::short(command),
+    }
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        _ => Err("write tcp or udp".into()),
+    }
+}
+
+fn source_port(text: &str) -> Result<SourcePort, String> {
+    match text {
+        "keep" => Ok(SourcePort::Keep),
+        "any" => Ok(SourcePort::Any),
+        "strict" => Ok(SourcePort::Strict),
+        _ => Err("write keep, any or strict".into()),
+    }
+}
+
+fn routing(text: &str) -> Result<Routing, String> {
+    match text {
+        "auto" => Ok(Routing::Auto),
+        "off" => Ok(Routing::Off),
+        _ => Err("write auto or off".into()),
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "json" => Ok(LogFormat::Json),
+        "text" => Ok(LogFormat::Text),
+        _ => Err("write json or text".into()),
+    }
+}
+
+fn verbosity(text: &str) -> Result<Verbosity, String> {
+    match value::integer_in(text, 0, 2)? {
+        0 => Ok(Verbosity::Quiet),
+        1 => Ok(Verbosity::Errors),
+        _ => Ok(Verbosity::All),
+    }
+}
+
+fn mark(text: &str) -> Result<u32, String> {
+    count(text, 0, i64::from(u32::MAX))
+}
+
+fn listeners(text: &str) -> Result<usize, String> {
+    count(text, 1, 1024)
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    count(text, 1, 1024)
+}
+
+fn max_connections(text: &str) -> Result<usize, String> {
+    count(text, 1, i64::MAX)
+}
+
+fn count<N: TryFrom<i64>>(text: &str, least: i64, most: i64) -> Result<N, String> {
+    N::try_from(value::integer_in(text, least, most)?).map_err(|_| "the number is too large".into())
+}

@@ -1,0 +1,17 @@
+//! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
+
+mod flags;
+mod go;
+mod usage;
+mod value;
+
+pub use flags::{Command, ProxyFlags, RoutingAction, parse};
+pub use value::HostPort;
+
+/// Why a command line was not understood; shown on one line, followed by the usage, exit code 2.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}\n{usage}")]
+pub struct UsageError {
+    message: String,
+    usage: String,
+}

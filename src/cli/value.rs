@@ -1,0 +1,298 @@
+//! Values of flags, read as Go's `flag` and `time` packages read them.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+/// A host name or address literal with a port, as typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// 0 to 65535.
+    pub port: u16,
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// `host:port`, `1.2.3.4:port`, `[v6]:port`; `:port` means every address, IPv4 and IPv6.
+pub fn host_port(text: &str) -> Result<HostPort, String> {
+    let (host, port) = text
+        .rsplit_once(':')
+        .ok_or("the port is missing: write ADDRESS:PORT")?;
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').ok_or("the closing ] is missing")?,
+        None if host.contains(':') => return Err("write an IPv6 address as [ADDRESS]:PORT".into()),
+        None if host.is_empty() => "::",
+        None => host,
+    };
+    if host.is_empty() {
+        return Err("the address is missing".into());
+    }
+    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let port = port
+        .parse()
+        .ok()
+        .filter(|_| digits)
+        .ok_or("the port must be a number from 0 to 65535")?;
+    Ok(HostPort {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+/// The value of `-4`: an IPv4 address or a name.
+pub fn target_v4(text: &str) -> Result<HostPort, String> {
+    let addr = target(text)?;
+    if addr.host.parse::<Ipv6Addr>().is_ok() {
+        return Err("this flag takes an IPv4 address; use -6 for IPv6".into());
+    }
+    Ok(addr)
+}
+
+/// The value of `-6`: an IPv6 address or a name.
+pub fn target_v6(text: &str) -> Result<HostPort, String> {
+    let addr = target(text)?;
+    if addr.host.parse::<std::net::Ipv4Addr>().is_ok() {
+        return Err("this flag takes an IPv6 address; use -4 for IPv4".into());
+    }
+    let mapped = |ip: Ipv6Addr| ip.to_ipv4_mapped().is_some();
+    if addr.host.parse().is_ok_and(mapped) {
+        return Err("this is an IPv4 address in IPv6 form; use -4 for IPv4".into());
+    }
+    Ok(addr)
+}
+
+fn target(text: &str) -> Result<HostPort, String> {
+    if text.starts_with(':') {
+        return Err("the address is missing: write ADDRESS:PORT".into());
+    }
+    match host_port(text)? {
+        HostPort { port: 0, .. } => Err("port 0 cannot be connected to".into()),
+        addr => Ok(addr),
+    }
+}
+
+/// Go's `strconv.ParseBool`.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false".into()),
+    }
+}
+
+/// Go's `strconv.ParseInt` with base 0: `10`, `0x7b`, `0o17`, `017`, `0b1`, `1_000`.
+pub fn integer(text: &str) -> Result<i64, String> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let (radix, rest) = if let Some(rest) = lower.strip_prefix("0x") {
+        (16, rest)
+    } else if let Some(rest) = lower.strip_prefix("0b") {
+        (2, rest)
+    } else if let Some(rest) = lower.strip_prefix("0o") {
+        (8, rest)
+    } else if lower.len() > 1 && lower.starts_with('0') {
+        (8, &lower[1..])
+    } else {
+        (10, lower.as_str())
+    };
+    // An underscore may stand only between digits, or between the prefix and a digit.
+    let misplaced = rest.ends_with('_')
+        || rest.contains("__")
+        || (rest.starts_with('_') && radix == 10)
+        || rest.starts_with(['+', '-']);
+    if misplaced {
+        return Err("not a number".into());
+    }
+    let magnitude = u64::from_str_radix(&rest.replace('_', ""), radix)
+        .map_err(|_| "not a number".to_owned())?;
+    let signed = i128::from(magnitude) * if negative { -1 } else { 1 };
+    i64::try_from(signed).map_err(|_| "the number is too large".into())
+}
+
+/// An integer from `least` to `most`.
+pub fn integer_in(text: &str, least: i64, most: i64) -> Result<i64, String> {
+    let n = integer(text)?;
+    if (least..=most).contains(&n) {
+        Ok(n)
+    } else if most == i64::MAX {
+        Err(format!("the least is {least}"))
+    } else {
+        Err(format!("it must be from {least} to {most}"))
+    }
+}
+
+/// Go's `time.ParseDuration` (`1h15m`, `1.5s`, `300ms`); a bare number means seconds.
+/// Negative durations are refused: nothing here has a use for one.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    const HELP: &str = "write a duration such as 10s, 1m30s or 500ms";
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if text.starts_with('-') {
+        return Err("it cannot be negative".into());
+    }
+    if text.is_empty() {
+        return Err(HELP.into());
+    }
+    if let Ok(seconds) = integer(text) {
+        return u64::try_from(seconds)
+            .ok()
+            .map(Duration::from_secs)
+            .filter(|total| *total < YEAR * 100)
+            .ok_or_else(|| "the duration is too long".into());
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let number_len = span(rest, |c| c.is_ascii_digit() || c == '.');
+        let number: f64 = rest[..number_len].parse().map_err(|_| HELP)?;
+        rest = &rest[number_len..];
+        let unit_len = span(rest, |c| !c.is_ascii_digit() && c != '.');
+        let seconds = match &rest[..unit_len] {
+            "" if number_len == text.len() => 1.0, // 2.5
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(HELP.into()),
+        };
+        rest = &rest[unit_len..];
+        total = Duration::try_from_secs_f64(number * seconds)
+            .ok()
+            .and_then(|part| total.checked_add(part))
+            .filter(|total| *total < YEAR * 100)
+            .ok_or("the duration is too long")?;
+    }
+    Ok(total)
+}
+
+/// As `duration`, but zero makes no sense.
+pub fn timeout(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it must be longer than zero".into()),
+        d => Ok(d),
+    }
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The length in bytes of the leading part of `text` whose characters satisfy `keep`.
+fn span(text: &str, keep: impl Fn(char) -> bool) -> usize {
+    text.find(|c| !keep(c)).unwrap_or(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_gos() {
+        for (text, n) in [
+            ("5", 5),
+            ("+5", 5),
+            ("-5", -5),
+            ("0x7b", 123),
+            ("0X7B", 123),
+            ("0b101", 5),
+            ("0o17", 15),
+            ("017", 15),
+            ("0", 0),
+            ("1_000", 1000),
+            ("0x_ff", 255),
+        ] {
+            assert_eq!(integer(text), Ok(n), "{text}");
+        }
+        for text in [
+            "", "-", "0x", "1__0", "_1", "1_", "08", "--1", "+-1", "1e3", " 1", "0x+1",
+        ] {
+            assert!(integer(text).is_err(), "{text:?}");
+        }
+        assert!(integer("9223372036854775808").is_err());
+    }
+
+    #[test]
+    fn durations_are_gos_and_a_bare_number_means_seconds() {
+        for (text, ms) in [
+            ("10s", 10_000),
+            ("1m30s", 90_000),
+            ("1h", 3_600_000),
+            ("1.5s", 1500),
+            (".5s", 500),
+            ("300ms", 300),
+            ("10", 10_000),
+            ("0x3c", 60_000),
+            ("2.5", 2_500),
+            ("0", 0),
+            ("2000us", 2),
+            ("2000µs", 2),
+            ("+1s", 1000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in [
+            "",
+            "s",
+            "1x",
+            "-1s",
+            "1s2",
+            "1..2s",
+            "1e400h",
+            "99999999999h",
+            "1 s",
+            "inf",
+            "nan",
+        ] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+        assert!(timeout("0s").is_err());
+    }
+
+    #[test]
+    fn booleans_are_gos() {
+        for text in ["1", "t", "T", "true", "TRUE", "True"] {
+            assert_eq!(boolean(text), Ok(true));
+        }
+        for text in ["0", "f", "F", "false", "FALSE", "False"] {
+            assert_eq!(boolean(text), Ok(false));
+        }
+        assert!(boolean("yes").is_err());
+    }
+
+    #[test]
+    fn addresses_need_a_port_and_their_family() {
+        let at = |host: &str, port| {
+            Ok(HostPort {
+                host: host.into(),
+                port,
+            })
+        };
+        assert_eq!(host_port("0.0.0.0:8443"), at("0.0.0.0", 8443));
+        assert_eq!(host_port("[::]:8443"), at("::", 8443));
+        assert_eq!(host_port(":8443"), at("::", 8443));
+        assert_eq!(host_port("localhost:22"), at("localhost", 22));
+        for text in [
+            "", "8443", "::1:22", "[::1:22", "[]:1", "a:", "a:65536", "a:-1", "a:+1", "a:0x16",
+        ] {
+            assert!(host_port(text).is_err(), "{text:?}");
+        }
+        assert!(target_v4("[::1]:22").is_err());
+        assert!(target_v6("127.0.0.1:22").is_err());
+        assert!(target_v6("[::ffff:127.0.0.1]:22").is_err());
+        assert!(target_v4("127.0.0.1:0").is_err());
+        assert!(target_v4(":22").is_err());
+        assert_eq!(target_v6("[fe80::1%lo]:22"), at("fe80::1%lo", 22));
+    }
+}
