@@ -1,6 +1,33 @@
-//! realpeer
+//! A transparent proxy that takes PROXY-protocol connections from a load balancer and passes them
+//! on from the client's own address and port.
+//!
+//! The way of a connection, and of the reader:
+//!
+//! ```text
+//! tcp::listener ─▶ admission ─▶ header ─▶ destination ─▶ upstream ─▶ tcp::relay ─▶ stats
+//! (accept)         (may this    (bytes →  (whom to claim, (socket in  (bytes both  (what
+//!                   peer speak?) client)   where to go)    that name)  ways)        happened)
+//! ```
+//!
+//! A module may use what stands to its right, and nothing to its left. [`daemon`] starts and stops
+//! everything and is the only one that knows everybody; [`proxy`] is what connections share.
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod addr;
+pub mod admission;
 pub mod cli;
 pub mod config;
+pub mod daemon;
+pub mod destination;
 pub mod header;
+pub mod log;
+pub mod networks;
+pub mod proxy;
+pub mod refusal;
+pub mod report;
 pub mod routing;
+pub mod stats;
+pub mod sys;
+pub mod tcp;
+pub mod upstream;

@@ -198,7 +198,15 @@ impl Marks {
 }
 
 /// `realpeer routing up|down|show`.
-pub async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
+pub fn command(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run(action, show_as, settings))
+}
+
+async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
     let kernel = Kernel::connect()?;
     match action {
         RoutingAction::Up => up(kernel, settings).await,

@@ -1,0 +1,213 @@
+//! The running proxy: the order of start, signals, and the end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use crate::addr::TargetAddr;
+use crate::admission::Admission;
+use crate::config::{Protocol, Settings};
+use crate::destination::Destinations;
+use crate::log;
+use crate::networks::Networks;
+use crate::proxy::{Proxy, Worker};
+use crate::report::Reporter;
+use crate::stats::Count;
+use crate::tcp;
+use crate::upstream;
+
+/// Descriptors that are not connections: standard streams, runtimes, signals, netlink, logs.
+const RESERVED: usize = 32;
+
+/// Runs the proxy until a signal ends it.
+pub fn run(settings: Settings) -> Result<()> {
+    log::init(settings.verbosity, settings.log_format);
+    let main = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    main.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<()> {
+    if settings.protocol == Protocol::Udp {
+        bail!("-p udp is not there yet");
+    }
+    let admission = Admission {
+        allowed_subnets: allowed_subnets(&settings)?,
+    };
+    let max_connections = max_connections(&settings);
+    let mut signals = Signals::new().context("cannot watch for signals")?;
+    let workers = workers(settings.workers).context("cannot start the worker threads")?;
+    // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
+    let (sockets, listen) = tcp::listener::bind(&settings)?;
+    let destinations = Destinations::new(&settings, listen);
+    refuse_loops(&settings, &destinations)?;
+    let upstream = upstream::Options {
+        mark: settings.mark,
+        source_port: settings.source_port,
+    };
+    let proxy = Arc::new(Proxy {
+        admission,
+        destinations,
+        upstream,
+        workers,
+        max_connections,
+        reporter: Reporter::new(settings.verbosity),
+        draining: AtomicBool::new(false),
+        ended: Notify::new(),
+        settings,
+    });
+    let mut listeners = JoinSet::new();
+    for (number, socket) in sockets.into_iter().enumerate() {
+        let own = number % proxy.workers.len();
+        let run = tcp::listener::run(Arc::clone(&proxy), socket, own);
+        listeners.spawn_on(run, &proxy.workers[own].handle);
+        tracing::info!(listenerNum = number as u64, protocol = "tcp", listenAdr = %listen, "listening");
+    }
+    tokio::select! {
+        name = signals.next() => tracing::info!(signal = name, open = proxy.open() as u64, "stopping"),
+        Some(ended) = listeners.join_next() => {
+            let error = ended.unwrap_or_else(io::Error::other);
+            return Err(error).context(format!("the listener on {listen} broke"));
+        }
+    }
+    proxy.draining.store(true, Ordering::Relaxed);
+    listeners.shutdown().await;
+    tokio::select! {
+        () = drain(&proxy) => {}
+        name = signals.next() => tracing::info!(signal = name, "stopping at once"),
+    }
+    farewell(&proxy);
+    Ok(())
+}
+
+fn allowed_subnets(settings: &Settings) -> Result<Option<Networks>> {
+    let Some(path) = &settings.allowed_subnets else {
+        tracing::warn!(
+            "no -allowed-subnets: whoever reaches the listener can claim to be any client; list your load balancers in a file"
+        );
+        return Ok(None);
+    };
+    Networks::load(path).context("-allowed-subnets").map(Some)
+}
+
+/// Raises the open-file limit as far as it goes, and works out how many connections it carries:
+/// two descriptors each, and the pipes that bulk transfers share.
+fn max_connections(settings: &Settings) -> usize {
+    let limit = raise_open_files();
+    let pipes = (2 * tcp::PIPES_A_WORKER * settings.workers).min(limit / 8);
+    let fixed = RESERVED + settings.listeners + 4 * settings.workers + pipes;
+    let carried = (limit.saturating_sub(fixed) / 2).max(1);
+    if let Some(asked) = settings.max_connections {
+        if asked > carried {
+            tracing::warn!(
+                asked = asked as u64,
+                carried = carried as u64,
+                limit = limit as u64,
+                "the open-file limit does not carry -max-connections: raise LimitNOFILE"
+            );
+        }
+        return asked;
+    }
+    carried
+}
+
+fn raise_open_files() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX)
+}
+
+/// Threads that each run the connections given to them.
+fn workers(count: usize) -> io::Result<Vec<Worker>> {
+    (0..count)
+        .map(|number| {
+            let runtime = Builder::new_current_thread()
+                .enable_io()
+                .enable_time()
+                .build()?;
+            let worker = Worker::new(runtime.handle().clone());
+            std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || forever(&runtime))?;
+            Ok(worker)
+        })
+        .collect()
+}
+
+fn forever(runtime: &Runtime) {
+    runtime.block_on(std::future::pending())
+}
+
+/// A target that was asked for and is the listener would loop at the first connection.
+fn refuse_loops(settings: &Settings, destinations: &Destinations) -> Result<()> {
+    let targets = settings.targets;
+    for (flag, given, target) in [
+        ("-4", targets.v4_given, targets.v4.into()),
+        ("-6", targets.v6_given, targets.v6.into()),
+    ] {
+        if given && destinations.is_listener(TargetAddr(target), tcp::is_local) {
+            bail!(
+                "{flag} {target} is the address realpeer itself listens on (-l {}): connections would loop",
+                settings.listen
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the open connections to end, for as long as `-drain-timeout` says.
+async fn drain(proxy: &Proxy) {
+    let deadline = Instant::now() + proxy.settings.drain_timeout;
+    loop {
+        let ended = proxy.ended.notified();
+        if proxy.open() == 0 || timeout_at(deadline, ended).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn farewell(proxy: &Proxy) {
+    let total = |count| proxy.count(count);
+    tracing::info!(
+        cut = proxy.open() as u64,
+        accepted = total(Count::Accepted),
+        served = total(Count::Served),
+        bytesUp = total(Count::BytesUp),
+        bytesDown = total(Count::BytesDown),
+        "stopped"
+    );
+}
+
+/// The signals that end the proxy.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A header and its peer → whom to claim to be, and where to go. The one place for TCP and UDP.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
+use crate::config::{Settings, Targets};
+use crate::header::Claim;
+use crate::refusal::Refusal;
+
+/// How destinations are chosen.
+#[derive(Debug)]
+pub struct Destinations {
+    targets: Targets,
+    dynamic: bool,
+    listen: SocketAddr,
+}
+
+impl Destinations {
+    /// `listen` is the address really bound (its port known).
+    pub fn new(settings: &Settings, listen: SocketAddr) -> Destinations {
+        Destinations {
+            targets: settings.targets,
+            dynamic: settings.dynamic_destination,
+            listen,
+        }
+    }
+
+    /// The client to claim to be and the target to connect to. `is_local` tells whether an
+    /// address is one of this host's; it is asked only when the ports make a loop possible.
+    pub fn choose(
+        &self,
+        claim: Claim,
+        peer: PeerAddr,
+        is_local: impl Fn(IpAddr) -> bool,
+    ) -> Result<(ClientAddr, TargetAddr), Refusal> {
+        let (client, target) = match claim {
+            Claim::RealEndpoints => (ClientAddr(peer.0), self.targets.for_client(peer.0)),
+            Claim::Client {
+                source,
+                destination,
+            } if self.dynamic => (source, usable(source, destination)?),
+            Claim::Client { source, .. } => (source, self.targets.for_client(source.0)),
+        };
+        if self.is_listener(target, is_local) {
+            return Err(Refusal::TargetIsListener(target));
+        }
+        Ok((client, target))
+    }
+
+    /// Whether connecting to `target` would come back to our own listener.
+    pub fn is_listener(&self, target: TargetAddr, is_local: impl Fn(IpAddr) -> bool) -> bool {
+        let (ours, theirs) = (self.listen.ip().to_canonical(), target.ip().to_canonical());
+        if target.0.port() != self.listen.port() {
+            return false;
+        }
+        // A socket bound to :: takes IPv4 too; a connection to 0.0.0.0 or :: goes to this host.
+        let covered = ours.is_unspecified() && (ours.is_ipv6() || theirs.is_ipv4());
+        ours == theirs
+            || (covered && (theirs.is_loopback() || theirs.is_unspecified() || is_local(theirs)))
+    }
+}
+
+/// A destination named by a header, if a connection from `source` can go there.
+fn usable(source: ClientAddr, destination: SocketAddr) -> Result<TargetAddr, Refusal> {
+    let ip = destination.ip();
+    let unusable = ip.is_unspecified() || ip.is_multicast() || destination.port() == 0;
+    if unusable || source.0.is_ipv4() != destination.is_ipv4() {
+        return Err(Refusal::BadDestination(TargetAddr(destination)));
+    }
+    Ok(TargetAddr(destination))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn destinations(listen: &str, dynamic: bool) -> Destinations {
+        Destinations {
+            targets: Targets {
+                v4: "127.0.0.1:22".parse().unwrap(),
+                v6: "[::1]:22".parse().unwrap(),
+                v4_given: true,
+                v6_given: true,
+            },
+            dynamic,
+            listen: listen.parse().unwrap(),
+        }
+    }
+
+    fn claim(source: &str, destination: &str) -> Claim {
+        Claim::Client {
+            source: ClientAddr(source.parse().unwrap()),
+            destination: destination.parse().unwrap(),
+        }
+    }
+
+    fn choose(d: &Destinations, claim: Claim) -> Result<(String, String), String> {
+        let peer = PeerAddr("192.0.2.1:5000".parse().unwrap());
+        let local = |ip: IpAddr| ip.to_string() == "192.0.2.2";
+        d.choose(claim, peer, local)
+            .map(|(c, t)| (c.to_string(), t.to_string()))
+            .map_err(|e| e.to_string())
+    }
+
+    fn pair(client: &str, target: &str) -> Result<(String, String), String> {
+        Ok((client.into(), target.into()))
+    }
+
+    #[test]
+    fn the_claimed_clients_family_decides() {
+        let d = destinations("0.0.0.0:8443", false);
+        assert_eq!(
+            choose(&d, claim("203.0.113.9:1", "192.0.2.2:443")),
+            pair("203.0.113.9:1", "127.0.0.1:22")
+        );
+        assert_eq!(
+            choose(&d, claim("[2001:db8::9]:1", "[2001:db8::1]:443")),
+            pair("[2001:db8::9]:1", "[::1]:22")
+        );
+    }
+
+    #[test]
+    fn without_a_claim_the_peer_is_the_client_and_the_flags_target_holds() {
+        for dynamic in [false, true] {
+            let d = destinations("0.0.0.0:8443", dynamic);
+            assert_eq!(
+                choose(&d, Claim::RealEndpoints),
+                pair("192.0.2.1:5000", "127.0.0.1:22")
+            );
+        }
+    }
+
+    #[test]
+    fn a_dynamic_destination_must_be_reachable_from_the_client() {
+        let d = destinations("0.0.0.0:8443", true);
+        assert_eq!(
+            choose(&d, claim("203.0.113.9:1", "192.0.2.2:443")),
+            pair("203.0.113.9:1", "192.0.2.2:443")
+        );
+        for destination in [
+            "[2001:db8::1]:443",
+            "0.0.0.0:443",
+            "224.0.0.1:443",
+            "192.0.2.2:0",
+        ] {
+            assert!(
+                choose(&d, claim("203.0.113.9:1", destination)).is_err(),
+                "{destination}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_listener_is_no_target() {
+        let d = destinations("0.0.0.0:8443", true);
+        for own in ["127.0.0.1:8443", "127.9.9.9:8443", "192.0.2.2:8443"] {
+            assert!(choose(&d, claim("203.0.113.9:1", own)).is_err(), "{own}");
+        }
+        assert!(choose(&d, claim("203.0.113.9:1", "192.0.2.3:8443")).is_ok());
+        assert!(choose(&d, claim("[2001:db8::9]:1", "[::1]:8443")).is_ok());
+        let dual = destinations("[::]:8443", true);
+        assert!(choose(&dual, claim("203.0.113.9:1", "127.0.0.1:8443")).is_err());
+        assert!(choose(&dual, claim("[2001:db8::9]:1", "[::1]:8443")).is_err());
+        let one = destinations("192.0.2.2:8443", true);
+        assert!(choose(&one, claim("203.0.113.9:1", "192.0.2.2:8443")).is_err());
+        assert!(choose(&one, claim("203.0.113.9:1", "127.0.0.1:8443")).is_ok());
+    }
+}

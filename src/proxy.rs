@@ -1,0 +1,124 @@
+//! What all connections of a running proxy share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::admission::Admission;
+use crate::config::Settings;
+use crate::destination::Destinations;
+use crate::report::Reporter;
+use crate::stats::{Count, Stats};
+use crate::upstream;
+
+/// The running proxy, as its connections see it.
+#[derive(Debug)]
+pub struct Proxy {
+    /// As asked for on the command line.
+    pub settings: Settings,
+    /// Who may speak.
+    pub admission: Admission,
+    /// Where connections go.
+    pub destinations: Destinations,
+    /// For the sockets that claim addresses.
+    pub upstream: upstream::Options,
+    /// The threads that carry connections.
+    pub workers: Vec<Worker>,
+    /// Connections open at once, at most.
+    pub max_connections: usize,
+    /// What is said about refused connections.
+    pub reporter: Reporter,
+    /// No new connections are taken, and the end of each is told.
+    pub draining: AtomicBool,
+    /// Told at each connection's end while draining.
+    pub ended: Notify,
+}
+
+impl Proxy {
+    /// Connections open now.
+    pub fn open(&self) -> usize {
+        self.workers.iter().map(Worker::open).sum()
+    }
+
+    /// A count, summed over the workers.
+    pub fn count(&self, count: Count) -> u64 {
+        self.workers
+            .iter()
+            .map(|worker| worker.stats.read(count))
+            .sum()
+    }
+
+    /// A place for a new connection on the worker that carries the fewest, `own` if it is one of
+    /// them; `None` when `max_connections` are open.
+    pub fn place(self: &Arc<Proxy>, own: usize) -> Option<Slot> {
+        let mut total = 0;
+        let (mut best, mut fewest) = (own, self.workers[own].open());
+        for (index, worker) in self.workers.iter().enumerate() {
+            let open = worker.open();
+            total += open;
+            if open < fewest {
+                (best, fewest) = (index, open);
+            }
+        }
+        if total >= self.max_connections {
+            return None;
+        }
+        self.workers[best].open.fetch_add(1, Ordering::Relaxed);
+        Some(Slot {
+            proxy: Arc::clone(self),
+            worker: best,
+        })
+    }
+}
+
+/// A thread with its own single-threaded runtime.
+#[derive(Debug)]
+pub struct Worker {
+    /// Spawns tasks onto the thread.
+    pub handle: Handle,
+    /// What happened on it.
+    pub stats: Stats,
+    open: AtomicUsize,
+}
+
+impl Worker {
+    /// A worker that carries nothing yet.
+    pub fn new(handle: Handle) -> Worker {
+        Worker {
+            handle,
+            stats: Stats::default(),
+            open: AtomicUsize::new(0),
+        }
+    }
+
+    /// Connections it carries.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+/// An open connection's place on its worker, given up when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    /// The proxy it belongs to.
+    pub proxy: Arc<Proxy>,
+    worker: usize,
+}
+
+impl Slot {
+    /// The worker it is on.
+    pub fn worker(&self) -> &Worker {
+        &self.proxy.workers[self.worker]
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.worker().open.fetch_sub(1, Ordering::Relaxed);
+        if self.proxy.draining.load(Ordering::Relaxed) {
+            self.proxy.ended.notify_waiters();
+        }
+    }
+}

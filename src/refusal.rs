@@ -1,0 +1,70 @@
+//! Why a client was not served, in words for the administrator.
+
+use std::time::Duration;
+
+use crate::addr::{ClientAddr, TargetAddr};
+use crate::header::HeaderError;
+use crate::stats::Count;
+use crate::upstream::UpstreamError;
+
+/// Why a connection was dropped before it could be relayed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The peer may not speak.
+    #[error("the peer is not in the allowed-subnets file")]
+    PeerNotAllowed,
+    /// `-max-connections` are open.
+    #[error("{0} connections are open, which is the most: see -max-connections and LimitNOFILE")]
+    TooManyConnections(usize),
+    /// The peer closed without a byte, as a health check does.
+    #[error("the peer closed without sending anything, as a TCP health check does")]
+    Silent,
+    /// The peer closed in the middle of its header.
+    #[error("the peer closed before its PROXY header was whole")]
+    HeaderCut,
+    /// The peer did not finish its header in time.
+    #[error(
+        "no header within {0:?}: send-proxy may be off; or the load balancer withholds the header until the \
+         client's first byte (AWS NLB does), and the client waits for the server to speak first"
+    )]
+    HeaderTimeout(Duration),
+    /// Reading the header failed.
+    #[error("the peer's connection broke while its header was read: {0}")]
+    HeaderRead(std::io::Error),
+    /// What came is no header, or a bad one.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The header names an address that no client can have.
+    #[error("the header claims the client {0}, which only a local peer may claim")]
+    BogusClient(ClientAddr),
+    /// The target is our own listener.
+    #[error("the target {0} is realpeer's own listener: the connection would loop")]
+    TargetIsListener(TargetAddr),
+    /// The header's destination cannot be connected to from its client.
+    #[error(
+        "the header's destination {0} cannot be reached from its client: port 0, or not a host, or the other family"
+    )]
+    BadDestination(TargetAddr),
+    /// The backend could not be reached.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+}
+
+impl Refusal {
+    /// The counter that this refusal adds to.
+    pub fn count(&self) -> Count {
+        match self {
+            Refusal::PeerNotAllowed => Count::PeerNotAllowed,
+            Refusal::TooManyConnections(_) => Count::TooManyConnections,
+            Refusal::Silent => Count::Silent,
+            Refusal::HeaderCut | Refusal::HeaderRead(_) => Count::HeaderCut,
+            Refusal::HeaderTimeout(_) => Count::HeaderTimeout,
+            Refusal::Header(HeaderError::Absent(_)) => Count::HeaderAbsent,
+            Refusal::Header(_) => Count::HeaderBad,
+            Refusal::BogusClient(_) => Count::BogusClient,
+            Refusal::TargetIsListener(_) => Count::TargetIsListener,
+            Refusal::BadDestination(_) => Count::BadDestination,
+            Refusal::Upstream(_) => Count::UpstreamFailed,
+        }
+    }
+}

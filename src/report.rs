@@ -1,0 +1,93 @@
+//! How often the same trouble is logged: a stranger must not be able to fill the log.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::config::Verbosity;
+use crate::stats::Count;
+
+/// Decides what is said now and what is only counted.
+#[derive(Debug)]
+pub struct Reporter {
+    verbosity: Verbosity,
+    said: Vec<Mutex<Said>>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Reporter {
+    /// A reporter that has said nothing yet.
+    pub fn new(verbosity: Verbosity) -> Reporter {
+        let said = Count::ALL.iter().map(|_| Mutex::default()).collect();
+        Reporter { verbosity, said }
+    }
+
+    /// Whether every connection's end is logged.
+    pub fn says_all(&self) -> bool {
+        self.verbosity == Verbosity::All
+    }
+
+    /// Whether a trouble of this kind is to be logged now: then how many were held back since the
+    /// last one. At `-v 0` each kind is logged when it first happens and then once a minute.
+    pub fn due(&self, kind: Count) -> Option<u64> {
+        self.due_at(kind, Instant::now())
+    }
+
+    fn due_at(&self, kind: Count, now: Instant) -> Option<u64> {
+        let pause = match (kind, self.verbosity) {
+            (Count::Silent, Verbosity::Quiet | Verbosity::Errors) => return None,
+            (
+                Count::TooManyConnections | Count::AcceptFailed,
+                Verbosity::Errors | Verbosity::All,
+            ) => Duration::from_secs(1),
+            (_, Verbosity::Errors | Verbosity::All) => return Some(0),
+            (Count::TooManyConnections, Verbosity::Quiet) => Duration::from_secs(1),
+            (_, Verbosity::Quiet) => Duration::from_secs(60),
+        };
+        let mut said = match self.said[kind as usize].lock() {
+            Ok(said) => said,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        if said
+            .last
+            .is_some_and(|last| now.duration_since(last) < pause)
+        {
+            said.held_back += 1;
+            return None;
+        }
+        said.last = Some(now);
+        Some(std::mem::take(&mut said.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_v_0_each_kind_is_said_once_a_minute_with_a_count() {
+        let reporter = Reporter::new(Verbosity::Quiet);
+        let start = Instant::now();
+        let at = |s| reporter.due_at(Count::HeaderBad, start + Duration::from_secs(s));
+        assert_eq!(
+            [at(0), at(1), at(59), at(60), at(61), at(121)],
+            [Some(0), None, None, Some(2), None, Some(1)]
+        );
+        assert_eq!(reporter.due_at(Count::HeaderAbsent, start), Some(0));
+    }
+
+    #[test]
+    fn at_v_1_every_one_is_said_but_for_floods() {
+        let reporter = Reporter::new(Verbosity::Errors);
+        let now = Instant::now();
+        assert_eq!(reporter.due_at(Count::HeaderBad, now), Some(0));
+        assert_eq!(reporter.due_at(Count::HeaderBad, now), Some(0));
+        assert_eq!(reporter.due_at(Count::TooManyConnections, now), Some(0));
+        assert_eq!(reporter.due_at(Count::TooManyConnections, now), None);
+        assert_eq!(reporter.due_at(Count::Silent, now), None);
+    }
+}

@@ -1,0 +1,5 @@
+//! Every raw system call that no safe wrapper offers. Nothing else in the crate is `unsafe`.
+
+#![allow(unsafe_code)]
+
+pub mod socket;

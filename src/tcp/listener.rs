@@ -1,0 +1,159 @@
+//! Takes connections and gives each to a worker.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::unix::AsyncFd;
+
+use super::connection;
+use crate::addr::{PeerAddr, canonical};
+use crate::config::Settings;
+use crate::proxy::Proxy;
+use crate::refusal::Refusal;
+use crate::stats::Count;
+use crate::sys;
+use crate::upstream::KEEPALIVE;
+
+/// Connections that may wait to be taken; the kernel lowers it to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// How long the listener rests when descriptors or memory are short, first and at most.
+const REST: Duration = Duration::from_millis(10);
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+/// Opens the listening sockets, all on one address, and tells that address.
+pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
+    let mut listen = settings.listen;
+    let mut sockets = Vec::with_capacity(settings.listeners);
+    for _ in 0..settings.listeners {
+        let socket = open(listen, settings).with_context(|| cannot_listen(listen))?;
+        // Port 0 lets the kernel choose: the others share its choice.
+        let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+        listen = bound.context("the listener has no address")?;
+        sockets.push(socket.into());
+    }
+    Ok((sockets, listen))
+}
+
+fn cannot_listen(listen: SocketAddr) -> String {
+    format!(
+        "cannot listen on {listen}: is the port taken (ss -ltnp), the address this host's, or the port below 1024 without CAP_NET_BIND_SERVICE?"
+    )
+}
+
+fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(listen),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if settings.listeners > 1 {
+        socket.set_reuse_port(true)?;
+    }
+    if listen.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    match (settings.listen_transparent, listen.is_ipv6()) {
+        (true, true) => socket.set_ip_transparent_v6(true)?,
+        (true, false) => socket.set_ip_transparent_v4(true)?,
+        (false, _) => {}
+    }
+    // Accepted sockets inherit these, which saves two system calls a connection.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE),
+    )?;
+    socket.bind(&listen.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Takes connections for ever, on worker `own`. Returns only when the listener itself is broken.
+pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, own: usize) -> io::Error {
+    let listener = match sys::socket::register(socket) {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    let mut rest = REST;
+    loop {
+        let error = match accept_ready(&proxy, &listener, own).await {
+            Ok(()) => {
+                rest = REST;
+                continue;
+            }
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                proxy.workers[own].stats.add(Count::AcceptFailed, 1);
+                if let Some(held_back) = proxy.reporter.due(Count::AcceptFailed) {
+                    tracing::error!(%error, heldBack = held_back, "cannot take connections for now: raise LimitNOFILE, or lower -max-connections");
+                }
+                tokio::time::sleep(rest).await;
+                rest = (rest * 2).min(LONGEST_REST);
+            }
+            _ if is_of_the_connection(&error) => {}
+            _ => return error,
+        }
+    }
+}
+
+/// Takes what is waiting, then waits for more.
+async fn accept_ready(
+    proxy: &Arc<Proxy>,
+    listener: &AsyncFd<OwnedFd>,
+    own: usize,
+) -> io::Result<()> {
+    let mut guard = listener.readable().await?;
+    match sys::socket::accept(listener.get_ref()) {
+        Ok((socket, peer)) => take(proxy, socket, PeerAddr(canonical(peer)), own),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+        Err(e) => return Err(e),
+    }
+    Ok(())
+}
+
+fn take(proxy: &Arc<Proxy>, socket: OwnedFd, peer: PeerAddr, own: usize) {
+    let stats = &proxy.workers[own].stats;
+    stats.add(Count::Accepted, 1);
+    let refusal = match (proxy.admission.peer(peer), proxy.place(own)) {
+        (Ok(()), Some(slot)) => {
+            let handle = slot.worker().handle.clone();
+            handle.spawn(connection::serve(slot, socket, peer));
+            return;
+        }
+        (Ok(()), None) => Refusal::TooManyConnections(proxy.max_connections),
+        (Err(refusal), _) => refusal,
+    };
+    // A reset leaves nothing behind, neither here nor at the peer.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+    connection::report(proxy, stats, peer, &refusal, None, None);
+}
+
+/// Errors of a connection that ended before it was taken (accept(2), "Error handling").
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINTR
+                | libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::EPERM
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+        )
+    )
+}

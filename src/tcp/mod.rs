@@ -1,0 +1,11 @@
+//! TCP: one connection is one task, from accept to the last byte.
+
+pub mod listener;
+
+mod connection;
+mod pipes;
+mod relay;
+mod stream;
+
+pub use connection::is_local;
+pub use pipes::MOST as PIPES_A_WORKER;

@@ -1,0 +1,171 @@
+//! Opens the socket that claims the client's address. Knows nothing of PROXY headers.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::addr::{ClientAddr, TargetAddr};
+use crate::config::SourcePort;
+use crate::sys;
+
+/// Both sides of a connection are probed after so much silence, and so often.
+pub const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// SYNs that are sent again before the kernel gives up: go-mmproxy's TCP_SYNCNT.
+const SYN_COUNT: i32 = 2;
+
+/// What upstream sockets have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// SO_MARK.
+    pub mark: Option<u32>,
+    /// About the claimed source port.
+    pub source_port: SourcePort,
+}
+
+/// A connection on its way.
+#[derive(Debug)]
+pub struct Connecting {
+    /// Non-blocking; connected, or about to be.
+    pub socket: OwnedFd,
+    /// The claimed port was taken, so the kernel chose a free one.
+    pub port_replaced: bool,
+}
+
+/// Why the backend could not be reached in the client's name.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// IP_TRANSPARENT or SO_MARK was refused.
+    #[error(
+        "cannot claim foreign addresses: realpeer lacks CAP_NET_ADMIN; run it as root, or give the unit \
+         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW"
+    )]
+    NotPermitted,
+    /// The claimed port, or every port of the address, is in use.
+    #[error(
+        "the port of the client {0} is taken on this host (-source-port keep would use a free one)"
+    )]
+    PortTaken(ClientAddr),
+    /// No answer in time.
+    #[error(
+        "the backend {target} did not answer within {after:?}: the routing of its replies may be missing \
+         (realpeer routing show), or a firewall drops the connection"
+    )]
+    Timeout {
+        /// Where we connected to.
+        target: TargetAddr,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// The backend's host answered with a reset.
+    #[error("the backend {0} refused the connection: is it running, and on that address?")]
+    Refused(TargetAddr),
+    /// Anything else.
+    #[error("cannot connect to the backend {target} as {client}: {source}")]
+    Failed {
+        /// Whom we claimed to be.
+        client: ClientAddr,
+        /// Where we connected to.
+        target: TargetAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Begins a connection to `target` that comes from `client`, address and port.
+pub fn connect(
+    client: ClientAddr,
+    target: TargetAddr,
+    options: &Options,
+) -> Result<Connecting, UpstreamError> {
+    let any_port = ClientAddr((client.ip(), 0).into());
+    let first = if options.source_port == SourcePort::Any {
+        any_port
+    } else {
+        client
+    };
+    match attempt(first, target, options) {
+        Err(UpstreamError::PortTaken(_))
+            if options.source_port == SourcePort::Keep && first.0.port() != 0 =>
+        {
+            let socket = attempt(any_port, target, options)?;
+            Ok(Connecting {
+                socket,
+                port_replaced: true,
+            })
+        }
+        result => result.map(|socket| Connecting {
+            socket,
+            port_replaced: false,
+        }),
+    }
+}
+
+/// What an error of a connection on its way means.
+pub fn failure(client: ClientAddr, target: TargetAddr, source: io::Error) -> UpstreamError {
+    match source.raw_os_error() {
+        Some(libc::ECONNREFUSED) => UpstreamError::Refused(target),
+        // A port in use or in TIME_WAIT, told at bind or at connect; EACCES is a port below 1024
+        // without CAP_NET_BIND_SERVICE.
+        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::EACCES) => {
+            UpstreamError::PortTaken(client)
+        }
+        _ => UpstreamError::Failed {
+            client,
+            target,
+            source,
+        },
+    }
+}
+
+fn attempt(
+    source: ClientAddr,
+    target: TargetAddr,
+    options: &Options,
+) -> Result<OwnedFd, UpstreamError> {
+    let socket = claiming_socket(source, options).map_err(|e| match e.raw_os_error() {
+        Some(libc::EPERM) => UpstreamError::NotPermitted,
+        _ => failure(source, target, e),
+    })?;
+    let begun = socket
+        .bind(&source.0.into())
+        .and_then(|()| socket.connect(&target.0.into()));
+    match begun {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(failure(source, target, e)),
+        _ => Ok(socket.into()),
+    }
+}
+
+/// A socket that may bind to an address that is not this host's.
+fn claiming_socket(source: ClientAddr, options: &Options) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(source.0),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    if source.0.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        socket.set_ip_transparent_v6(true)?;
+    }
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    if source.0.port() == 0 {
+        // The kernel chooses the port at connect(2), where only the whole 4-tuple must be free.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    } else {
+        socket.set_reuse_address(true)?;
+    }
+    sys::socket::set_option(&socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_COUNT)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE),
+    )?;
+    Ok(socket)
+}
