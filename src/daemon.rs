@@ -20,6 +20,7 @@ use crate::log;
 use crate::networks::Networks;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Reporter;
+use crate::routing;
 use crate::stats::Count;
 use crate::tcp;
 use crate::upstream;
@@ -34,10 +35,16 @@ pub fn run(settings: Settings) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    main.block_on(serve(settings))
+    main.block_on(async {
+        let routing = routing::install(&settings).await?;
+        let result = serve(settings, routing.marks()).await;
+        // Whatever ended it: what was put in goes with it.
+        routing.remove().await;
+        result
+    })
 }
 
-async fn serve(settings: Settings) -> Result<()> {
+async fn serve(settings: Settings, marks: Arc<routing::Marks>) -> Result<()> {
     if settings.protocol == Protocol::Udp {
         bail!("-p udp is not there yet");
     }
@@ -52,7 +59,7 @@ async fn serve(settings: Settings) -> Result<()> {
     let destinations = Destinations::new(&settings, listen);
     refuse_loops(&settings, &destinations)?;
     let upstream = upstream::Options {
-        mark: settings.mark,
+        marks,
         source_port: settings.source_port,
     };
     let proxy = Arc::new(Proxy {
