@@ -26,6 +26,7 @@ pub mod networks;
 pub mod proxy;
 pub mod refusal;
 pub mod report;
+pub mod routing;
 pub mod stats;
 pub mod sys;
 pub mod tcp;

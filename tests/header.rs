@@ -20,7 +20,10 @@ fn a_v1_header_may_be_split_anywhere() {
 fn a_v2_header_may_be_split_anywhere() {
     let stage = Stage::new(&[]);
     split_everywhere(&stage, |port| {
-        v2(&format!("203.0.113.7:{port}"), VISITED).tlv(header::AUTHORITY, b"example").checksum().bytes()
+        v2(&format!("203.0.113.7:{port}"), VISITED)
+            .tlv(header::AUTHORITY, b"example")
+            .checksum()
+            .bytes()
     });
 }
 
@@ -33,7 +36,11 @@ fn split_everywhere(stage: &Stage, header: impl Fn(u16) -> Vec<u8>) {
         let near = stage.dial_and_send(&header[..cut]);
         stage.wait_until_read(&near);
         send(&near, &header[cut..]);
-        assert_eq!(stage.backend.accept().1, addr(&format!("203.0.113.7:{port}")), "cut at {cut}");
+        assert_eq!(
+            stage.backend.accept().1,
+            addr(&format!("203.0.113.7:{port}")),
+            "cut at {cut}"
+        );
     }
 }
 
@@ -58,7 +65,10 @@ fn bytes_behind_the_header_reach_the_backend_first_and_in_order() {
     let body: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
     for (header, client) in [
         (v1(CLIENT, VISITED), CLIENT),
-        (v2("203.0.113.8:40000", VISITED).checksum().bytes(), "203.0.113.8:40000"),
+        (
+            v2("203.0.113.8:40000", VISITED).checksum().bytes(),
+            "203.0.113.8:40000",
+        ),
     ] {
         // One write: the kernel may hand the proxy header and data in one piece.
         let whole = [header.as_slice(), &body].concat();
@@ -104,7 +114,9 @@ fn nothing_reaches_the_backend_before_the_header_is_whole() {
 #[test]
 fn the_checksum_is_checked() {
     let stage = Stage::new(&[]);
-    let good = v2(CLIENT, VISITED).tlv(header::AUTHORITY, b"example").checksum();
+    let good = v2(CLIENT, VISITED)
+        .tlv(header::AUTHORITY, b"example")
+        .checksum();
     for position in [16, 30, good.bytes().len() - 1] {
         let mut bad = good.bytes();
         bad[position] ^= 1;
@@ -119,7 +131,10 @@ fn the_checksum_is_checked() {
 #[test]
 fn a_checksum_in_the_middle_covers_the_whole_header() {
     let stage = Stage::new(&[]);
-    let head = v2(CLIENT, VISITED).tlv(header::CRC32C, &[0; 4]).tlv(header::NOOP, b"behind it").bytes();
+    let head = v2(CLIENT, VISITED)
+        .tlv(header::CRC32C, &[0; 4])
+        .tlv(header::NOOP, b"behind it")
+        .bytes();
     let mut good = head.clone();
     good[31..35].copy_from_slice(&crc32c::crc32c(&head).to_be_bytes());
     let mut bad = good.clone();
@@ -133,7 +148,12 @@ fn a_checksum_in_the_middle_covers_the_whole_header() {
 #[test]
 fn a_tlv_that_runs_past_the_header_ends_the_connection() {
     let stage = Stage::new(&["-header-timeout", "1h"]);
-    for tail in [[header::NOOP, 0, 1].as_slice(), &[header::AUTHORITY, 0xFF, 0xFF, 1], &[0xEA, 0], &[0xEA]] {
+    for tail in [
+        [header::NOOP, 0, 1].as_slice(),
+        &[header::AUTHORITY, 0xFF, 0xFF, 1],
+        &[0xEA, 0],
+        &[0xEA],
+    ] {
         assert_closed(&stage.dial_and_send(v2(CLIENT, VISITED).raw(tail).bytes()));
     }
     stage.backend.assert_idle();
@@ -142,7 +162,10 @@ fn a_tlv_that_runs_past_the_header_ends_the_connection() {
 #[test]
 fn unknown_tlvs_are_skipped() {
     let stage = Stage::new(&[]);
-    let header = v2(CLIENT, VISITED).tlv(0x77, b"what").tlv(0xF8, b"").tlv(header::AWS, b"\x01vpce-1");
+    let header = v2(CLIENT, VISITED)
+        .tlv(0x77, b"what")
+        .tlv(0xF8, b"")
+        .tlv(header::AWS, b"\x01vpce-1");
     let _near = stage.dial_and_send(header.bytes());
     assert_eq!(stage.backend.accept().1, addr(CLIENT));
 }
@@ -159,17 +182,32 @@ fn a_header_without_a_client_gives_the_load_balancers_own_address() {
         V2::new(header::LOCAL, header::UNSPEC, vec![]).bytes(),
         V2::new(header::LOCAL, header::INET | header::STREAM, vec![]).bytes(),
         V2::new(header::LOCAL, header::INET | header::STREAM, vec![0xFF; 12]).bytes(),
-        V2::new(header::LOCAL, header::INET6 | header::DGRAM, b"not a TLV".to_vec()).bytes(),
+        V2::new(
+            header::LOCAL,
+            header::INET6 | header::DGRAM,
+            b"not a TLV".to_vec(),
+        )
+        .bytes(),
         V2::new(header::LOCAL, 0x77, vec![0xFF; 60_000]).bytes(),
         V2::new(header::PROXY, header::UNSPEC, vec![]).bytes(),
-        V2::new(header::PROXY, header::UNSPEC | header::STREAM, b"not a TLV".to_vec()).bytes(),
+        V2::new(
+            header::PROXY,
+            header::UNSPEC | header::STREAM,
+            b"not a TLV".to_vec(),
+        )
+        .bytes(),
         V2::new(header::PROXY, header::UNIX | header::STREAM, vec![0; 216]).bytes(),
         V2::new(header::PROXY, header::UNIX | header::STREAM, unix).bytes(),
     ];
     for header in headers {
         let near = stage.dial_and_send([&header, b"hello".as_slice()].concat());
         let (far, from) = stage.backend.accept();
-        assert_eq!(from, own(&near), "after {:?}", String::from_utf8_lossy(&header));
+        assert_eq!(
+            from,
+            own(&near),
+            "after {:?}",
+            String::from_utf8_lossy(&header)
+        );
         assert_eq!(receive(&far, 5), b"hello");
     }
 }
@@ -194,7 +232,10 @@ fn own(near: &TcpStream) -> std::net::SocketAddr {
 fn an_ipv4_client_in_ipv6_form_is_an_ipv4_client() {
     let stage = Stage::new(&[]);
     let mapped = "[::ffff:203.0.113.7]:40000";
-    for header in [v1(mapped, "[::ffff:198.51.100.1]:22"), v2(mapped, "[::ffff:198.51.100.1]:22").bytes()] {
+    for header in [
+        v1(mapped, "[::ffff:198.51.100.1]:22"),
+        v2(mapped, "[::ffff:198.51.100.1]:22").bytes(),
+    ] {
         let near = stage.dial_and_send(header);
         let (far, from) = stage.backend.accept();
         assert_eq!(from, addr(CLIENT));
@@ -202,7 +243,9 @@ fn an_ipv4_client_in_ipv6_form_is_an_ipv4_client() {
         drop(near);
         assert_eq!(receive_all(&far), b"");
         drop(far);
-        wait_until("the connection is gone", || stage.server.established(9000) == 0);
+        wait_until("the connection is gone", || {
+            stage.server.established(9000) == 0
+        });
     }
 }
 
@@ -249,13 +292,23 @@ fn a_bad_header_is_closed_at_once_without_waiting_for_more() {
     .to_vec();
     let addresses = || header::addresses(addr(CLIENT), addr(VISITED));
     // Version 1, a command beyond PROXY, a wrong transport, an unknown family.
-    for (command, family) in [(0x11, 0x11), (0x22, 0x11), (0x21, 0x12), (0x21, 0x13), (0x21, 0x41)] {
+    for (command, family) in [
+        (0x11, 0x11),
+        (0x22, 0x11),
+        (0x21, 0x12),
+        (0x21, 0x13),
+        (0x21, 0x41),
+    ] {
         bad.push(V2::new(command, family, addresses()).bytes());
     }
     // The version is wrong before the length is there.
     bad.push([header::SIGNATURE.as_slice(), &[0x31]].concat());
     // Addresses that do not fit into the announced length.
-    bad.push(V2::new(header::PROXY, header::INET | header::STREAM, addresses()).announce(11).bytes());
+    bad.push(
+        V2::new(header::PROXY, header::INET | header::STREAM, addresses())
+            .announce(11)
+            .bytes(),
+    );
     bad.push(V2::new(header::PROXY, header::INET6 | header::STREAM, vec![0; 35]).bytes());
     bad.push(V2::new(header::PROXY, header::UNIX | header::STREAM, vec![0; 215]).bytes());
 
@@ -270,7 +323,8 @@ fn a_bad_header_is_closed_at_once_without_waiting_for_more() {
 
 /// Whether the other side has ended the connection, asked without waiting.
 fn is_closed(near: &TcpStream) -> bool {
-    near.set_nonblocking(true).expect("make a stream non-blocking");
+    near.set_nonblocking(true)
+        .expect("make a stream non-blocking");
     match near.peek(&mut [0]) {
         Ok(0) => true,
         Ok(_) => panic!("a byte came where the connection should be closed"),
@@ -281,7 +335,11 @@ fn is_closed(near: &TcpStream) -> bool {
 #[test]
 fn a_peer_that_closes_in_the_middle_of_its_header_reaches_nobody() {
     let stage = Stage::new(&[]);
-    for piece in [b"".to_vec(), b"PROXY TCP4".to_vec(), v2(CLIENT, VISITED).bytes()[..20].to_vec()] {
+    for piece in [
+        b"".to_vec(),
+        b"PROXY TCP4".to_vec(),
+        v2(CLIENT, VISITED).bytes()[..20].to_vec(),
+    ] {
         let near = stage.dial_and_send(&piece);
         finish_sending(&near);
         assert_closed(&near);
@@ -317,7 +375,9 @@ fn thousands_of_silent_peers_cost_little_memory() {
         }
         peers.push(near);
     }
-    wait_until("all are taken", || vitals::descriptors(&stage.proxy) >= PEERS);
+    wait_until("all are taken", || {
+        vitals::descriptors(&stage.proxy) >= PEERS
+    });
     stage.wait_until_read(peers.last().expect("there are peers"));
     stage.assert_serves();
     let grown = vitals::memory(&stage.proxy).saturating_sub(before);

@@ -23,9 +23,13 @@ fn the_unit_is_one_that_go_mmproxy_itself_runs_with() {
 
 /// Does with the unit what systemd does for a `Type=simple` service.
 fn start_serve_and_stop(program: &str) {
-    let unit = fs::read_to_string(repository("tests/data/go-mmproxy.service")).expect("the unit is there");
+    let unit =
+        fs::read_to_string(repository("tests/data/go-mmproxy.service")).expect("the unit is there");
     let (balancer, server) = wire();
-    let backends = [Backend::listen(&server, "127.0.0.1:22"), Backend::listen(&server, "[::1]:22")];
+    let backends = [
+        Backend::listen(&server, "127.0.0.1:22"),
+        Backend::listen(&server, "[::1]:22"),
+    ];
     let untouched = routing(&server);
 
     // ExecStartPost follows as soon as the program is executed, which may be before it listens.
@@ -37,7 +41,10 @@ fn start_serve_and_stop(program: &str) {
     run_each(&server, &unit, "ExecStartPost", 4);
 
     server.wait_for_port(2222);
-    for (backend, client, visited) in [(&backends[0], CLIENT, VISITED), (&backends[1], CLIENT6, VISITED6)] {
+    for (backend, client, visited) in [
+        (&backends[0], CLIENT, VISITED),
+        (&backends[1], CLIENT6, VISITED6),
+    ] {
         let near = balancer.dial("192.0.2.10:2222");
         send(&near, v1(client, visited));
         let (far, from) = backend.accept();
@@ -65,9 +72,17 @@ fn run_each(host: &Host, unit: &str, key: &str, count: usize) {
 fn routing(host: &Host) -> Vec<String> {
     let mut lines = Vec::new();
     for family in ["-4", "-6"] {
-        for what in [["rule", "show"].as_slice(), &["route", "show", "table", "all"]] {
+        for what in [
+            ["rule", "show"].as_slice(),
+            &["route", "show", "table", "all"],
+        ] {
             let listing = host.run(&[&["ip", family], what].concat());
-            lines.extend(listing.lines().filter(|line| !line.contains("table local")).map(str::to_owned));
+            lines.extend(
+                listing
+                    .lines()
+                    .filter(|line| !line.contains("table local"))
+                    .map(str::to_owned),
+            );
         }
     }
     lines
@@ -75,7 +90,9 @@ fn routing(host: &Host) -> Vec<String> {
 
 /// The words of each `key=` line of a unit.
 fn commands(unit: &str, key: &str) -> Vec<Vec<String>> {
-    let values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let values = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     values.map(words).collect()
 }
 
