@@ -7,7 +7,9 @@ mod support;
 use nix::sys::signal::Signal;
 use support::header::{self, v1, v2};
 use support::stage::{CLIENT, CLIENT6, OTHER_BALANCER, PROXY, VISITED, VISITED6};
-use support::streams::{assert_carries, assert_closed, finish_sending, receive, receive_all, send};
+use support::streams::{
+    assert_carries, assert_closed, assert_turned_away, finish_sending, receive, receive_all, send,
+};
 use support::{Backend, Host, Program, Stage, TempDir, addr, wait_until};
 
 macro_rules! both_pass {
@@ -146,7 +148,7 @@ fn allowed_subnets_refuses_the_others(program: Program) {
     let file = directory.file("subnets", "192.0.2.6/32\n198.51.100.0/24\n");
     let stage = Stage::of(program, &["-allowed-subnets", &file]);
 
-    assert_closed(&stage.dial());
+    assert_turned_away(stage.balancer.try_dial(None, PROXY));
     let allowed = stage.balancer.dial_from(OTHER_BALANCER, PROXY);
     stage.introduce(&allowed, CLIENT);
     stage.backend.assert_idle();
@@ -157,12 +159,12 @@ fn allowed_subnets_knows_ipv6(program: Program) {
     let file = directory.file("subnets", "2001:db8::6/128\n");
     let stage = Stage::of(program, &["-l", "[::]:2222", "-allowed-subnets", &file]);
 
-    assert_closed(
-        &stage
+    assert_turned_away(
+        stage
             .balancer
-            .dial_from("[2001:db8::5]:0", "[2001:db8::10]:2222"),
+            .try_dial(Some("[2001:db8::5]:0"), "[2001:db8::10]:2222"),
     );
-    assert_closed(&stage.dial());
+    assert_turned_away(stage.balancer.try_dial(None, PROXY));
     let allowed = stage
         .balancer
         .dial_from("[2001:db8::6]:0", "[2001:db8::10]:2222");
@@ -264,7 +266,11 @@ fn an_unknown_flag_exits_2(program: Program) {
     let ended = program.run(&Host::new("host"), &["-no-such-flag"]);
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("-no-such-flag"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("Usage"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.to_lowercase().contains("usage"),
+        "{}",
+        ended.stderr
+    );
 }
 
 fn a_bad_number_exits_2(program: Program) {
@@ -276,7 +282,11 @@ fn a_bad_number_exits_2(program: Program) {
     ] {
         let ended = program.run(&Host::new("host"), words);
         assert_eq!(ended.code, 2, "{words:?}");
-        assert!(ended.stderr.contains("Usage"), "{}", ended.stderr);
+        assert!(
+            ended.stderr.to_lowercase().contains("usage"),
+            "{}",
+            ended.stderr
+        );
     }
 }
 
@@ -308,7 +318,14 @@ mod difference {
     fn go_mmproxy_drops_a_header_that_comes_in_two_pieces() {
         let first_piece = |stage: &Stage| {
             let near = stage.dial_and_send("PROXY TCP4 203.0.113.7 ");
-            wait_until("the first piece is read", || stage.server.unread(2222) == 0);
+            // go-mmproxy may have closed it as soon as it is read.
+            let port = near.local_addr().expect("our own address").port();
+            wait_until("the first piece is read", || {
+                stage
+                    .server
+                    .queues(2222, port)
+                    .is_none_or(|(_, unread)| unread == 0)
+            });
             near
         };
         let stage = Stage::of(Program::GoMmproxy, &[]);

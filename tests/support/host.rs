@@ -172,13 +172,13 @@ impl Host {
         self.sockets(|row| row.local_port == port && row.state == ESTABLISHED)
     }
 
-    /// How many bytes wait to be read on the connected sockets that have this local port.
-    pub fn unread(&self, port: u16) -> usize {
+    /// Bytes sent on the connection between these two ports which this host has yet to have
+    /// acknowledged, and bytes that came and that nobody has read.
+    pub fn queues(&self, local_port: u16, peer_port: u16) -> Option<(usize, usize)> {
         let rows = self.enter(tcp_rows);
-        rows.iter()
-            .filter(|row| row.local_port == port && row.state == ESTABLISHED)
-            .map(|row| row.unread)
-            .sum()
+        let mut rows = rows.iter().filter(|row| row.state == ESTABLISHED);
+        rows.find(|row| (row.local_port, row.peer_port) == (local_port, peer_port))
+            .map(|row| (row.unacknowledged, row.unread))
     }
 
     /// Waits until something listens on this TCP port.
@@ -225,7 +225,9 @@ const LISTEN: u8 = 0x0A;
 /// What a line of /proc/net/tcp or tcp6 says; it names no process, so it needs no privilege.
 struct TcpRow {
     local_port: u16,
+    peer_port: u16,
     state: u8,
+    unacknowledged: usize,
     unread: usize,
 }
 
@@ -243,10 +245,16 @@ fn tcp_row(line: &str) -> TcpRow {
     // "0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 …": local, peer, state, send and
     // receive queue, all in hexadecimal.
     let words: Vec<&str> = line.split_whitespace().collect();
-    let hex = |text: &str| u64::from_str_radix(text, 16).expect("/proc/net/tcp is hexadecimal");
+    let hex = |text: &str| usize::from_str_radix(text, 16).expect("/proc/net/tcp is hexadecimal");
+    let pair = |text: &str| {
+        let (left, right) = text.rsplit_once(':').expect("two numbers");
+        (left.to_owned(), hex(right))
+    };
     TcpRow {
-        local_port: hex(words[1].rsplit(':').next().expect("an address has a port")) as u16,
+        local_port: pair(words[1]).1 as u16,
+        peer_port: pair(words[2]).1 as u16,
         state: hex(words[3]) as u8,
-        unread: hex(words[4].rsplit(':').next().expect("two queues")) as usize,
+        unacknowledged: hex(&pair(words[4]).0),
+        unread: pair(words[4]).1,
     }
 }

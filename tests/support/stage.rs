@@ -86,6 +86,22 @@ impl Stage {
         near
     }
 
+    /// Waits until the proxy has read all that was sent on this connection.
+    #[track_caller]
+    pub fn wait_until_read(&self, near: &TcpStream) {
+        let port = near.local_addr().expect("our own address").port();
+        let proxy_port = addr(PROXY).port();
+        super::wait_until("the proxy has read what was sent", || {
+            self.balancer
+                .queues(port, proxy_port)
+                .is_some_and(|(unacknowledged, _)| unacknowledged == 0)
+                && self
+                    .server
+                    .queues(proxy_port, port)
+                    .is_some_and(|(_, unread)| unread == 0)
+        });
+    }
+
     /// A whole session of this client, which the backend must see under the client's address.
     #[track_caller]
     pub fn session(&self, client: &str) -> Session {

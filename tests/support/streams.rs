@@ -1,6 +1,6 @@
 //! Reading from and writing to connections in a test, never for ever.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
@@ -69,6 +69,15 @@ pub fn assert_closed(mut stream: &TcpStream) {
         Ok(_) => panic!("a byte came where the connection should be closed"),
         Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
         Err(e) => panic!("the connection was not closed: {e}"),
+    }
+}
+
+/// Checks that somebody listens and closes what comes, which may be before `connect` returns.
+#[track_caller]
+pub fn assert_turned_away(dialled: io::Result<TcpStream>) {
+    match dialled {
+        Ok(stream) => assert_closed(&stream),
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset, "{e}"),
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::{Host, Running};
 
 /// How many descriptors it has open.
@@ -48,6 +50,12 @@ pub fn file_limits(process: &Running) -> (u64, u64) {
         words[3].parse().expect("a number"),
         words[4].parse().expect("a number"),
     )
+}
+
+/// Raises the test's own limit of open files as far as it goes: thousands of peers need as many.
+pub fn allow_many_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("read our own limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raise our own limit");
 }
 
 /// Lets it open no further descriptor, by lowering the soft limit to the first free number.
