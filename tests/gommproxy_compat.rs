@@ -7,7 +7,9 @@ mod support;
 use nix::sys::signal::Signal;
 use support::header::{self, v1, v2};
 use support::stage::{CLIENT, CLIENT6, OTHER_BALANCER, PROXY, VISITED, VISITED6};
-use support::streams::{assert_carries, assert_closed, finish_sending, receive, receive_all, send};
+use support::streams::{
+    assert_carries, assert_closed, assert_turned_away, finish_sending, receive, receive_all, send,
+};
 use support::{Backend, Host, Program, Stage, TempDir, addr, wait_until};
 
 macro_rules! both_pass {
@@ -89,7 +91,10 @@ fn the_clients_family_chooses_the_target(program: Program) {
 
 fn bytes_behind_the_header_arrive(program: Program) {
     let stage = Stage::of(program, &[]);
-    for header in [v1(CLIENT, VISITED), v2("203.0.113.8:40000", VISITED).bytes()] {
+    for header in [
+        v1(CLIENT, VISITED),
+        v2("203.0.113.8:40000", VISITED).bytes(),
+    ] {
         let _near = stage.dial_and_send([&header, b"hello".as_slice()].concat());
         assert_eq!(receive(&stage.backend.accept().0, 5), b"hello");
     }
@@ -115,17 +120,27 @@ fn mark_stands_on_every_packet_to_the_backend(program: Program) {
     }
     let session = stage.session(CLIENT);
     assert_carries(&session.near, &session.far);
-    assert!(counted_packets(&stage.server, "marked") >= 3, "SYN, ACK and data are marked");
+    assert!(
+        counted_packets(&stage.server, "marked") >= 3,
+        "SYN, ACK and data are marked"
+    );
     assert_eq!(counted_packets(&stage.server, "unmarked"), 0);
 }
 
 /// How many packets met the nft rule that has this comment.
 fn counted_packets(host: &Host, comment: &str) -> u32 {
     let rules = host.run(&["nft", "list", "table", "inet", "watch"]);
-    let rule = rules.lines().find(|line| line.contains(&format!("comment \"{comment}\"")));
+    let rule = rules
+        .lines()
+        .find(|line| line.contains(&format!("comment \"{comment}\"")));
     let mut words = rule.expect("the rule is there").split_whitespace();
-    words.find(|word| *word == "packets").expect("the rule counts");
-    words.next().and_then(|number| number.parse().ok()).expect("a number of packets")
+    words
+        .find(|word| *word == "packets")
+        .expect("the rule counts");
+    words
+        .next()
+        .and_then(|number| number.parse().ok())
+        .expect("a number of packets")
 }
 
 fn allowed_subnets_refuses_the_others(program: Program) {
@@ -133,7 +148,7 @@ fn allowed_subnets_refuses_the_others(program: Program) {
     let file = directory.file("subnets", "192.0.2.6/32\n198.51.100.0/24\n");
     let stage = Stage::of(program, &["-allowed-subnets", &file]);
 
-    assert_closed(&stage.dial());
+    assert_turned_away(stage.balancer.try_dial(None, PROXY));
     let allowed = stage.balancer.dial_from(OTHER_BALANCER, PROXY);
     stage.introduce(&allowed, CLIENT);
     stage.backend.assert_idle();
@@ -144,9 +159,15 @@ fn allowed_subnets_knows_ipv6(program: Program) {
     let file = directory.file("subnets", "2001:db8::6/128\n");
     let stage = Stage::of(program, &["-l", "[::]:2222", "-allowed-subnets", &file]);
 
-    assert_closed(&stage.balancer.dial_from("[2001:db8::5]:0", "[2001:db8::10]:2222"));
-    assert_closed(&stage.dial());
-    let allowed = stage.balancer.dial_from("[2001:db8::6]:0", "[2001:db8::10]:2222");
+    assert_turned_away(
+        stage
+            .balancer
+            .try_dial(Some("[2001:db8::5]:0"), "[2001:db8::10]:2222"),
+    );
+    assert_turned_away(stage.balancer.try_dial(None, PROXY));
+    let allowed = stage
+        .balancer
+        .dial_from("[2001:db8::6]:0", "[2001:db8::10]:2222");
     stage.introduce(&allowed, CLIENT6);
 }
 
@@ -162,7 +183,10 @@ fn listeners_opens_so_many_sockets(program: Program) {
 
 fn a_connection_without_a_header_is_closed(program: Program) {
     let stage = Stage::of(program, &[]);
-    for wrong in ["GET / HTTP/1.1\r\nHost: example\r\n\r\n", "SSH-2.0-OpenSSH_9.2\r\n"] {
+    for wrong in [
+        "GET / HTTP/1.1\r\nHost: example\r\n\r\n",
+        "SSH-2.0-OpenSSH_9.2\r\n",
+    ] {
         assert_closed(&stage.dial_and_send(wrong));
     }
     stage.backend.assert_idle();
@@ -187,7 +211,14 @@ fn flags_may_be_spelt_four_ways(program: Program) {
 
 fn the_last_of_a_repeated_flag_counts(program: Program) {
     let server = Host::new("server");
-    let flags = ["-l", "127.0.0.1:1111", "-listeners", "2", "-listeners=1", "-l=127.0.0.1:2222"];
+    let flags = [
+        "-l",
+        "127.0.0.1:1111",
+        "-listeners",
+        "2",
+        "-listeners=1",
+        "-l=127.0.0.1:2222",
+    ];
     let _proxy = program.start_on(2222, &server, &flags);
     assert_eq!(server.listeners(1111), 0);
     assert_eq!(server.listeners(2222), 1);
@@ -200,7 +231,10 @@ fn two_dashes_end_the_flags(program: Program) {
 }
 
 fn flags_without_effect_here_are_accepted(program: Program) {
-    let stage = Stage::of(program, &["-p", "tcp", "-close-after", "60", "-v", "1", "-mark", "0"]);
+    let stage = Stage::of(
+        program,
+        &["-p", "tcp", "-close-after", "60", "-v", "1", "-mark", "0"],
+    );
     stage.session(CLIENT);
 }
 
@@ -209,10 +243,20 @@ fn help_lists_the_flags(program: Program) {
         let ended = program.run(&Host::new("host"), &[spelling]);
         assert_eq!(ended.code, 0);
         let help = ended.stdout + &ended.stderr;
-        for flag in
-            ["-4", "-6", "-allowed-subnets", "-close-after", "-l", "-listeners", "-mark", "-p", "-v"]
-        {
-            let listed = help.lines().any(|line| line.split([' ', ',']).any(|word| word == flag));
+        for flag in [
+            "-4",
+            "-6",
+            "-allowed-subnets",
+            "-close-after",
+            "-l",
+            "-listeners",
+            "-mark",
+            "-p",
+            "-v",
+        ] {
+            let listed = help
+                .lines()
+                .any(|line| line.split([' ', ',']).any(|word| word == flag));
             assert!(listed, "{flag} is missing from\n{help}");
         }
     }
@@ -222,14 +266,27 @@ fn an_unknown_flag_exits_2(program: Program) {
     let ended = program.run(&Host::new("host"), &["-no-such-flag"]);
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("-no-such-flag"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("Usage"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.to_lowercase().contains("usage"),
+        "{}",
+        ended.stderr
+    );
 }
 
 fn a_bad_number_exits_2(program: Program) {
-    for words in [["-mark=abc"].as_slice(), &["-listeners", "1.5"], &["-v", ""], &["-mark", "0x"]] {
+    for words in [
+        ["-mark=abc"].as_slice(),
+        &["-listeners", "1.5"],
+        &["-v", ""],
+        &["-mark", "0x"],
+    ] {
         let ended = program.run(&Host::new("host"), words);
         assert_eq!(ended.code, 2, "{words:?}");
-        assert!(ended.stderr.contains("Usage"), "{}", ended.stderr);
+        assert!(
+            ended.stderr.to_lowercase().contains("usage"),
+            "{}",
+            ended.stderr
+        );
     }
 }
 
@@ -261,7 +318,14 @@ mod difference {
     fn go_mmproxy_drops_a_header_that_comes_in_two_pieces() {
         let first_piece = |stage: &Stage| {
             let near = stage.dial_and_send("PROXY TCP4 203.0.113.7 ");
-            wait_until("the first piece is read", || stage.server.unread(2222) == 0);
+            // go-mmproxy may have closed it as soon as it is read.
+            let port = near.local_addr().expect("our own address").port();
+            wait_until("the first piece is read", || {
+                stage
+                    .server
+                    .queues(2222, port)
+                    .is_none_or(|(_, unread)| unread == 0)
+            });
             near
         };
         let stage = Stage::of(Program::GoMmproxy, &[]);
@@ -283,7 +347,10 @@ mod difference {
 
             let stage = Stage::of(Program::Realpeer, &[]);
             let near = stage.dial_and_send(&header);
-            assert_eq!(stage.backend.accept().1, near.local_addr().expect("our own address"));
+            assert_eq!(
+                stage.backend.accept().1,
+                near.local_addr().expect("our own address")
+            );
         }
     }
 
@@ -393,9 +460,22 @@ mod difference {
 
     #[test]
     fn go_mmproxy_exits_1_where_a_value_is_out_of_range() {
-        for words in [["-mark", "-1"], ["-listeners", "0"], ["-p", "sctp"], ["-close-after", "-1"]] {
-            assert_eq!(Program::GoMmproxy.run(&Host::new("host"), &words).code, 1, "{words:?}");
-            assert_eq!(Program::Realpeer.run(&Host::new("host"), &words).code, 2, "{words:?}");
+        for words in [
+            ["-mark", "-1"],
+            ["-listeners", "0"],
+            ["-p", "sctp"],
+            ["-close-after", "-1"],
+        ] {
+            assert_eq!(
+                Program::GoMmproxy.run(&Host::new("host"), &words).code,
+                1,
+                "{words:?}"
+            );
+            assert_eq!(
+                Program::Realpeer.run(&Host::new("host"), &words).code,
+                2,
+                "{words:?}"
+            );
         }
     }
 
@@ -406,7 +486,11 @@ mod difference {
             let with_listen = [["-l", "127.0.0.1:2222"], words].concat();
             let _proxy = Program::GoMmproxy.start_on(2222, &server, &with_listen);
 
-            assert_eq!(Program::Realpeer.run(&Host::new("host"), &words).code, 2, "{words:?}");
+            assert_eq!(
+                Program::Realpeer.run(&Host::new("host"), &words).code,
+                2,
+                "{words:?}"
+            );
         }
     }
 
@@ -422,12 +506,18 @@ mod difference {
     fn go_mmproxy_2_1_logs_to_standard_error_with_keys_of_its_own() {
         let stage = Stage::of(Program::GoMmproxy, &[]);
         let line = stage.proxy.wait_for_error("\"msg\":\"listening\"");
-        assert!(line.contains("\"ts\":") && line.contains("\"level\":\"info\""), "{line}");
+        assert!(
+            line.contains("\"ts\":") && line.contains("\"level\":\"info\""),
+            "{line}"
+        );
         assert_eq!(stage.proxy.stdout(), Vec::<String>::new());
 
         let stage = Stage::of(Program::Realpeer, &[]);
         let line = stage.proxy.wait_for_line("\"msg\":\"listening\"");
-        assert!(line.contains("\"time\":") && line.contains("\"level\":\"INFO\""), "{line}");
+        assert!(
+            line.contains("\"time\":") && line.contains("\"level\":\"INFO\""),
+            "{line}"
+        );
     }
 
     #[test]
