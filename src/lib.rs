@@ -19,6 +19,7 @@ pub mod admission;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod destination;
 pub mod header;
 pub mod log;

@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use realpeer::cli::{self, Command};
 use realpeer::config::Settings;
-use realpeer::{daemon, routing};
+use realpeer::{daemon, demo, routing};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -33,7 +33,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Proxy(flags) => wait(daemon::run(Settings::resolve(flags)?)),
         Command::Routing(action, flags) => wait(routing::run(action, &Settings::resolve(flags)?)),
-        Command::Demo => bail!("not there yet"),
+        Command::Demo => demo::run(),
         Command::Print(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
     }
 }
