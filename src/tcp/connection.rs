@@ -25,7 +25,8 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
         target: None,
     };
     let began = Instant::now();
-    let session = match story.open(socket).await {
+    // Boxed, because it needs room that an open connection should not keep.
+    let session = match Box::pin(story.open(socket)).await {
         Ok(session) => session,
         Err(refusal) => return story.refused(&refusal),
     };
