@@ -314,7 +314,8 @@ impl Pump {
                 let taken = unless_blocked(pipe.fill(source)).map_err(Broken::Source)?;
                 self.small_splices = match taken {
                     Some(n) if n < SMALL_SPLICE => self.small_splices + 1,
-                    _ => 0,
+                    Some(_) => 0,
+                    None => self.small_splices,
                 };
                 self.splicing = self.small_splices < SMALL_SPLICES;
                 return Ok(self.note(taken));
