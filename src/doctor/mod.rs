@@ -87,9 +87,21 @@ pub fn command(settings: &Settings, options: &Options) -> Result<bool> {
     Ok(ok)
 }
 
-/// The quick part, for the start of the proxy: reads the kernel's state and contacts nobody.
+/// The quick part, for the start of the proxy, in the log: it reads the kernel's state and contacts
+/// nobody. Nothing that it finds keeps the proxy from running.
+pub async fn warn_at_start(settings: &Settings) {
+    match quick(settings).await {
+        Ok(checks) => {
+            for check in checks.iter().filter(|check| check.status != Status::Ok) {
+                tracing::warn!(check = check.id, fix = check.fix, "{}", check.found);
+            }
+        }
+        Err(e) => tracing::debug!("the quick examination failed: {e:#}"),
+    }
+}
+
 /// A missing way back is left to the routing to tell, which has just tried to put it in.
-pub async fn quick(settings: &Settings) -> Result<Vec<Check>> {
+async fn quick(settings: &Settings) -> Result<Vec<Check>> {
     let options = Options::default();
     let examination = Examination::new(settings, &options).await?;
     let mut checks = examination.surroundings();

@@ -184,7 +184,7 @@ impl Shot {
 
     fn fire_now(&self, patience: Duration) -> Answer {
         let at = self.target.need.target;
-        let stranger = self.target.need.family().stranger();
+        let stranger = self.target.need.stranger;
         match self.target.protocol {
             Protocol::Tcp => probe::tcp(at, stranger, self.mark, patience),
             Protocol::Udp => probe::udp(at.ip(), stranger, self.mark, patience),
@@ -197,7 +197,7 @@ impl Shot {
             return Ok(None);
         }
         let shot = self.clone();
-        let stranger = self.target.need.family().stranger();
+        let stranger = self.target.need.stranger;
         let traced =
             spawn_blocking(move || trace::watch(stranger, || _ = shot.fire_now(probe::ONE_PACKET)))
                 .await?;
@@ -228,7 +228,7 @@ impl Shot {
             Answer::Refused(e) => format!("was refused ({e})"),
             _ => "got no answer".to_owned(),
         };
-        let stranger = self.target.need.family().stranger();
+        let stranger = self.target.need.stranger;
         Ok(Check::wrong(
             "probe",
             true,
@@ -238,7 +238,7 @@ impl Shot {
     }
 
     fn came(&self) -> Check {
-        let (need, stranger) = (&self.target.need, self.target.need.family().stranger());
+        let (need, stranger) = (&self.target.need, self.target.need.stranger);
         let what = match self.target.protocol {
             Protocol::Tcp => "a connection",
             Protocol::Udp => "a datagram",

@@ -51,7 +51,7 @@ async fn doubt(kernel: &Kernel, target: &Target) -> io::Result<Option<String>> {
     let Some(there) = kernel.ask(&way(target.need.target.ip())).await? else {
         return Ok(Some("this host knows no way to it".into()));
     };
-    let out = kernel.ask(&way(family.stranger())).await?;
+    let out = kernel.ask(&way(target.need.stranger)).await?;
     if let Some(out) = out.filter(|out| !out.local && out.interface == there.interface) {
         return Ok(Some(match (there.gateway, out.gateway) {
             (Some(gateway), _) => format!("it is beyond the gateway {gateway}"),

@@ -43,6 +43,8 @@ pub struct Need {
     pub mark: Option<u32>,
     /// A UDP backend bound to 0.0.0.0 or ::, whose replies have no source address yet.
     pub wildcard: bool,
+    /// An address that stands for a client; not this host's.
+    pub stranger: IpAddr,
 }
 
 /// One thing to put in place.
@@ -172,7 +174,7 @@ impl Need {
         Question {
             family: self.family(),
             from: (!self.wildcard && !not_seen).then_some(self.target.ip()),
-            to: self.family().stranger(),
+            to: self.stranger,
             mark,
             arrives_on: arrives_on.filter(|_| self.way == Way::Socket),
             udp_source_port: (self.way == Way::UdpPort).then_some(self.target.port()),
@@ -216,11 +218,13 @@ impl Family {
         }
     }
 
-    /// An address that no host owns (RFC 5737, RFC 3849), to stand for a client.
-    pub fn stranger(self) -> IpAddr {
+    /// Addresses that nobody should own (RFC 5737, RFC 3849), to stand for a client.
+    pub fn strangers(self) -> [IpAddr; 3] {
         match self {
-            Family::V4 => Ipv4Addr::new(203, 0, 113, 251).into(),
-            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x251).into(),
+            Family::V4 => [[203, 0, 113, 251], [198, 51, 100, 251], [192, 0, 2, 251]]
+                .map(|octets| Ipv4Addr::from(octets).into()),
+            Family::V6 => [0xfff1, 0xfff2, 0xfff3]
+                .map(|net| Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, 0x251).into()),
         }
     }
 }
@@ -277,6 +281,7 @@ mod tests {
             way: Way::Socket,
             mark: Some(5),
             wildcard: false,
+            stranger: Family::V4.strangers()[0],
         };
         let rule = Step::Rule(Rule {
             family: Family::V4,
