@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use anyhow::{Context, Result, bail};
 
 use super::bound;
+use super::family::Family;
 use super::kernel::Kernel;
-use super::plan::{self, Family, Need, Place, Way};
+use super::plan::{self, Need, Place, Way};
 use crate::config::{Protocol, RoutingMode, Settings};
 
 /// What the targets of `settings` need, IPv4 first.
