@@ -228,6 +228,23 @@ fn what_another_program_removes_is_back_within_a_second() {
 }
 
 #[test]
+fn an_address_that_comes_later_gets_its_way() {
+    let (_neighbour, host) = server();
+    host.add_address("192.0.2.77/32", "lo");
+    let with_address = state(&host);
+    host.run(&["ip", "address", "del", "192.0.2.77/32", "dev", "lo"]);
+    let flags = ["-l", "127.0.0.1:2222", "-4", "192.0.2.77:9000"];
+    let proxy = Program::Realpeer.start(&host, &flags);
+    proxy.wait_for_line("192.0.2.77:9000 come back by table 8193 (socket way)");
+    host.add_address("192.0.2.77/32", "lo");
+    let backend = Backend::listen(&host, "192.0.2.77:9000");
+    proxy.wait_for_line("192.0.2.77:9000 come back by table 8193 (mark way)");
+    assert_serves(&host, "127.0.0.1:2222", &backend, CLIENT);
+    stop(proxy);
+    assert_eq!(state(&host), with_address);
+}
+
+#[test]
 fn a_flushed_ruleset_is_put_back() {
     let (container, host) = server();
     container.run(&["ip", "route", "add", "default", "via", "192.0.2.10"]);
