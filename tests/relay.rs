@@ -165,6 +165,16 @@ fn a_backends_reset_reaches_the_client() {
 }
 
 #[test]
+fn a_backend_that_resets_whom_it_has_just_accepted_resets_the_client() {
+    let stage = Stage::new(&[]);
+    for number in 0..20 {
+        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", 40_000 + number));
+        reset(far);
+        assert_reset(&near);
+    }
+}
+
+#[test]
 fn a_reset_behind_a_finish_is_passed_on() {
     let stage = Stage::new(&[]);
     let Session { near, far } = stage.session(CLIENT);

@@ -13,6 +13,19 @@ pub fn descriptors(process: &Running) -> usize {
     open_numbers(process).len()
 }
 
+/// What it has open, as /proc shows it, behind the numbers: files by path, the rest by kind and
+/// inode.
+pub fn open_files(process: &Running) -> Vec<(u64, String)> {
+    let link = |number: &u64| fs::read_link(proc_file(process, &format!("fd/{number}")));
+    let numbers = open_numbers(process);
+    let files = numbers
+        .iter()
+        .map(|number| (*number, link(number).expect("it stays open")));
+    files
+        .map(|(number, file)| (number, file.display().to_string()))
+        .collect()
+}
+
 /// Its resident memory in bytes.
 pub fn memory(process: &Running) -> usize {
     let line = status(process, "VmRSS:");
