@@ -1,0 +1,41 @@
+//! A backend that the test plays itself: it accepts, and the test says what happens then.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{DEADLINE, Host, addr, streams};
+
+/// A listening socket on a host.
+pub struct Backend(TcpListener);
+
+impl Backend {
+    /// Listens on a host.
+    pub fn listen(host: &Host, address: &str) -> Backend {
+        let listener = host.enter(|| TcpListener::bind(addr(address)));
+        let listener = listener.unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"));
+        listener.set_nonblocking(true).expect("make a listener non-blocking");
+        Backend(listener)
+    }
+
+    /// The next connection and the address that it comes from.
+    #[track_caller]
+    pub fn accept(&self) -> (TcpStream, SocketAddr) {
+        let mut wanted = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(DEADLINE).expect("the deadline fits");
+        poll(&mut wanted, timeout).expect("poll a listener");
+        let (stream, from) = self.0.accept().expect("nothing connected to the backend");
+        stream.set_nonblocking(false).expect("make a stream blocking");
+        (streams::with_deadline(stream), from)
+    }
+
+    /// Checks that nobody has connected. It proves something only after a condition that would
+    /// have come later than the connection.
+    #[track_caller]
+    pub fn assert_idle(&self) {
+        if let Ok((_, from)) = self.0.accept() {
+            panic!("the backend was reached by {from}");
+        }
+    }
+}

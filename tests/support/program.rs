@@ -1,0 +1,80 @@
+//! The program under test, and the one it replaces.
+
+use super::{Host, Running, wait_until};
+
+/// A proxy that understands go-mmproxy's command line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Program {
+    /// The crate's own binary, or what `REALPEER_TEST_PROGRAM` names.
+    Realpeer,
+    /// Debian's package.
+    GoMmproxy,
+}
+
+impl Program {
+    /// Its path.
+    pub fn path(self) -> String {
+        match self {
+            Program::Realpeer => std::env::var("REALPEER_TEST_PROGRAM")
+                .unwrap_or_else(|_| env!("CARGO_BIN_EXE_realpeer").to_owned()),
+            Program::GoMmproxy => "/usr/bin/go-mmproxy".to_owned(),
+        }
+    }
+
+    /// Starts it on a host and waits until it listens on the port of its `-l`.
+    #[track_caller]
+    pub fn start(self, host: &Host, flags: &[&str]) -> Running {
+        self.start_under(&[], host, flags)
+    }
+
+    /// As `start`, under a wrapper that ends in exec, such as `prlimit --nofile=64`.
+    #[track_caller]
+    pub fn start_under(self, wrapper: &[&str], host: &Host, flags: &[&str]) -> Running {
+        let listen = flags.iter().rposition(|flag| *flag == "-l").expect("-l is given");
+        let port = super::addr(flags[listen + 1]).port();
+        self.place_rules(host);
+        let mut running = self.spawn(wrapper, host, flags);
+        wait_until(&format!("{self:?} listens on port {port}"), || {
+            assert!(!running.has_ended(), "{self:?} ended: {:?}", running.stderr());
+            host.listeners(port) > 0
+        });
+        running
+    }
+
+    /// Starts it and waits for nothing: for command lines that end it.
+    pub fn spawn(self, wrapper: &[&str], host: &Host, flags: &[&str]) -> Running {
+        let path = self.path();
+        host.spawn(&[wrapper, &[&path], flags].concat())
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub fn run(self, host: &Host, flags: &[&str]) -> Ended {
+        let mut running = self.spawn(&[], host, flags);
+        let code = running.exit_code();
+        Ended { code, stdout: running.stdout().join("\n"), stderr: running.stderr().join("\n") }
+    }
+
+    /// go-mmproxy leaves the routing of replies to its users; realpeer sees to it itself.
+    fn place_rules(self, host: &Host) {
+        let by_itself = !self.path().ends_with("go-mmproxy");
+        if by_itself || host.run(&["ip", "rule"]).contains("lookup 123") {
+            return;
+        }
+        for rule in [
+            "ip rule add from 127.0.0.1/8 iif lo table 123",
+            "ip route add local 0.0.0.0/0 dev lo table 123",
+            "ip -6 rule add from ::1/128 iif lo table 123",
+            "ip -6 route add local ::/0 dev lo table 123",
+        ] {
+            host.run(&rule.split(' ').collect::<Vec<_>>());
+        }
+    }
+}
+
+/// What a program left behind.
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}

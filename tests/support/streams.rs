@@ -1,0 +1,76 @@
+//! Reading from and writing to connections in a test, never for ever.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use super::DEADLINE;
+
+/// Gives both directions of a connection the deadline.
+pub fn with_deadline(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(DEADLINE)).expect("set a read timeout");
+    stream.set_write_timeout(Some(DEADLINE)).expect("set a write timeout");
+    stream
+}
+
+/// Sends bytes.
+#[track_caller]
+pub fn send(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
+    stream.write_all(bytes.as_ref()).expect("send to the connection");
+}
+
+/// Receives exactly so many bytes.
+#[track_caller]
+pub fn receive(mut stream: &TcpStream, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    stream.read_exact(&mut bytes).unwrap_or_else(|e| panic!("{count} bytes did not come: {e}"));
+    bytes
+}
+
+/// Receives what comes until the other side finishes.
+#[track_caller]
+pub fn receive_all(mut stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap_or_else(|e| panic!("no orderly end of the stream: {e}"));
+    bytes
+}
+
+/// Sends one message each way and checks that it arrives as it was.
+#[track_caller]
+pub fn assert_carries(near: &TcpStream, far: &TcpStream) {
+    send(near, "there");
+    assert_eq!(receive(far, 5), b"there");
+    send(far, "and back");
+    assert_eq!(receive(near, 8), b"and back");
+}
+
+/// Finishes the sending direction only.
+pub fn finish_sending(stream: &TcpStream) {
+    stream.shutdown(Shutdown::Write).expect("shut down one direction");
+}
+
+/// Waits until the other side has ended the connection, by a FIN or by a reset.
+#[track_caller]
+pub fn assert_closed(mut stream: &TcpStream) {
+    match stream.read(&mut [0; 1]) {
+        Ok(0) => {}
+        Ok(_) => panic!("a byte came where the connection should be closed"),
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
+        Err(e) => panic!("the connection was not closed: {e}"),
+    }
+}
+
+/// Waits until the other side has reset the connection.
+#[track_caller]
+pub fn assert_reset(mut stream: &TcpStream) {
+    match stream.read(&mut [0; 1]) {
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("expected a reset, and read {other:?}"),
+    }
+}
+
+/// Closes with a reset instead of a FIN.
+pub fn reset(stream: TcpStream) {
+    let socket = socket2::Socket::from(stream);
+    socket.set_linger(Some(Duration::ZERO)).expect("set SO_LINGER");
+}
