@@ -20,6 +20,7 @@ use crate::log;
 use crate::networks::Networks;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Reporter;
+use crate::routing;
 use crate::stats::Count;
 use crate::tcp;
 use crate::upstream;
@@ -28,16 +29,8 @@ use crate::upstream;
 const RESERVED: usize = 32;
 
 /// Runs the proxy until a signal ends it.
-pub fn run(settings: Settings) -> Result<()> {
+pub async fn run(settings: Settings) -> Result<()> {
     log::init(settings.verbosity, settings.log_format);
-    let main = Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    main.block_on(serve(settings))
-}
-
-async fn serve(settings: Settings) -> Result<()> {
     if settings.protocol == Protocol::Udp {
         bail!("-p udp is not there yet");
     }
@@ -47,6 +40,19 @@ async fn serve(settings: Settings) -> Result<()> {
     let max_connections = max_connections(&settings);
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
+    let routing = routing::install(&settings).await?;
+    let result = serve(settings, admission, max_connections, workers, &mut signals).await;
+    routing.remove().await;
+    result
+}
+
+async fn serve(
+    settings: Settings,
+    admission: Admission,
+    max_connections: usize,
+    workers: Vec<Worker>,
+    signals: &mut Signals,
+) -> Result<()> {
     // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
     let (sockets, listen) = tcp::listener::bind(&settings)?;
     let destinations = Destinations::new(&settings, listen);

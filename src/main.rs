@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use realpeer::cli::{self, Command};
 use realpeer::config::Settings;
-use realpeer::daemon;
+use realpeer::{daemon, demo, routing};
+use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
     let words = std::env::args_os()
@@ -30,9 +31,18 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Proxy(flags) => daemon::run(Settings::resolve(flags)?),
-        Command::Routing(..) => bail!("not there yet"),
-        Command::Demo => bail!("not there yet"),
+        Command::Proxy(flags) => wait(daemon::run(Settings::resolve(flags)?)),
+        Command::Routing(action, flags) => wait(routing::run(action, &Settings::resolve(flags)?)),
+        Command::Demo => demo::run(),
         Command::Print(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
     }
+}
+
+/// Runs a task to its end on the main thread.
+fn wait(task: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(task)
 }

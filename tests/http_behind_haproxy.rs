@@ -28,16 +28,28 @@ fn play(clients: [&str; 2], balancer_address: &str) {
     let directory = TempDir::new();
     let log = directory.path("access.log");
     let _nginx = nginx(&server, web_server(&directory).as_ref(), 80);
-    let _proxy = Program::Realpeer
-        .start(&server, &["-l", "0.0.0.0:8080", "-4", "127.0.0.1:80", "-6", "[::1]:80"]);
-    let _haproxy = haproxy(&balancer, &repository("examples/ingress/haproxy-http.cfg"), 8000);
+    let _proxy = Program::Realpeer.start(
+        &server,
+        &["-l", "0.0.0.0:8080", "-4", "127.0.0.1:80", "-6", "[::1]:80"],
+    );
+    let _haproxy = haproxy(
+        &balancer,
+        &repository("examples/ingress/haproxy-http.cfg"),
+        8000,
+    );
 
     let mut expected = Vec::new();
     for (visit, address) in [clients[0], clients[1], clients[0]].iter().enumerate() {
-        let port = get(&client, address, &format!("http://{balancer_address}:8000/visit-{visit}"));
+        let port = get(
+            &client,
+            address,
+            &format!("http://{balancer_address}:8000/visit-{visit}"),
+        );
         expected.push(format!("{address} {port} /visit-{visit}"));
         let logged = || fs::read_to_string(&log).unwrap_or_default();
-        wait_until("the visit is logged", || logged().lines().count() == expected.len());
+        wait_until("the visit is logged", || {
+            logged().lines().count() == expected.len()
+        });
         assert_eq!(logged().lines().collect::<Vec<_>>(), expected);
     }
 }
@@ -45,9 +57,21 @@ fn play(clients: [&str; 2], balancer_address: &str) {
 /// Fetches a page from this address and returns the port that curl used.
 fn get(client: &Host, from: &str, url: &str) -> String {
     let printed = client.run(&[
-        "curl", "-sS", "--globoff", "--fail", "--noproxy", "*", "--interface", from, "-w", " %{local_port}", url,
+        "curl",
+        "-sS",
+        "--globoff",
+        "--fail",
+        "--noproxy",
+        "*",
+        "--interface",
+        from,
+        "-w",
+        " %{local_port}",
+        url,
     ]);
-    let (body, port) = printed.rsplit_once(' ').expect("curl prints the page and the port");
+    let (body, port) = printed
+        .rsplit_once(' ')
+        .expect("curl prints the page and the port");
     assert_eq!(body, "welcome\n");
     port.to_owned()
 }
@@ -75,7 +99,11 @@ fn web_server(directory: &TempDir) -> String {
                     location / {{ return 200 'welcome\\n'; }}
                 }}
             }}",
-            place("client"), place("proxy"), place("fastcgi"), place("uwsgi"), place("scgi"),
+            place("client"),
+            place("proxy"),
+            place("fastcgi"),
+            place("uwsgi"),
+            place("scgi"),
         ),
     )
 }

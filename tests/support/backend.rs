@@ -15,7 +15,9 @@ impl Backend {
     pub fn listen(host: &Host, address: &str) -> Backend {
         let listener = host.enter(|| TcpListener::bind(addr(address)));
         let listener = listener.unwrap_or_else(|e| panic!("cannot listen on {address}: {e}"));
-        listener.set_nonblocking(true).expect("make a listener non-blocking");
+        listener
+            .set_nonblocking(true)
+            .expect("make a listener non-blocking");
         Backend(listener)
     }
 
@@ -26,7 +28,9 @@ impl Backend {
         let timeout = PollTimeout::try_from(DEADLINE).expect("the deadline fits");
         poll(&mut wanted, timeout).expect("poll a listener");
         let (stream, from) = self.0.accept().expect("nothing connected to the backend");
-        stream.set_nonblocking(false).expect("make a stream blocking");
+        stream
+            .set_nonblocking(false)
+            .expect("make a stream blocking");
         (streams::with_deadline(stream), from)
     }
 

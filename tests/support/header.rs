@@ -62,7 +62,12 @@ pub struct V2 {
 impl V2 {
     /// Any command byte, any family byte, any bytes in place of the addresses.
     pub fn new(command: u8, family: u8, body: Vec<u8>) -> V2 {
-        V2 { command, family, body, announced: None }
+        V2 {
+            command,
+            family,
+            body,
+            announced: None,
+        }
     }
 
     /// Appends a TLV.
@@ -102,7 +107,9 @@ impl V2 {
 
     /// The header as it goes over the wire.
     pub fn bytes(&self) -> Vec<u8> {
-        let length = self.announced.unwrap_or(u16::try_from(self.body.len()).expect("a v2 header fits"));
+        let length = self
+            .announced
+            .unwrap_or(u16::try_from(self.body.len()).expect("a v2 header fits"));
         let mut bytes = SIGNATURE.to_vec();
         bytes.extend([self.command, self.family]);
         bytes.extend(length.to_be_bytes());

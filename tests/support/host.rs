@@ -34,7 +34,10 @@ impl Host {
                  user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns."
             )
         });
-        let host = Host { name: name.to_owned(), namespace };
+        let host = Host {
+            name: name.to_owned(),
+            namespace,
+        };
         host.run(&["ip", "link", "set", "lo", "up"]);
         host
     }
@@ -43,9 +46,21 @@ impl Host {
     pub fn connect(&self, addresses: &[&str], other: &Host, other_addresses: &[&str]) {
         let (here, there) = (format!("to-{}", other.name), format!("to-{}", self.name));
         self.run(&[
-            "ip", "link", "add", &here, "type", "veth", "peer", "name", &there, "netns", &other.path(),
+            "ip",
+            "link",
+            "add",
+            &here,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &there,
+            "netns",
+            &other.path(),
         ]);
-        for (host, device, addresses) in [(self, &here, addresses), (other, &there, other_addresses)] {
+        for (host, device, addresses) in
+            [(self, &here, addresses), (other, &there, other_addresses)]
+        {
             host.run(&["ip", "link", "set", device, "up"]);
             for address in addresses {
                 host.add_address(address, device);
@@ -70,14 +85,19 @@ impl Host {
                 setns(&self.namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
                 action()
             });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// A command that will run on this host.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path())).arg("--").arg(program);
+        command
+            .arg(format!("--net={}", self.path()))
+            .arg("--")
+            .arg(program);
         // An ordinary user's PATH on Debian lacks ip, nft, nginx and sshd.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
@@ -94,7 +114,11 @@ impl Host {
     /// Runs a program to its end, which must be a success, and returns what it printed.
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> String {
-        let output = self.command(words[0]).args(&words[1..]).output().expect("nsenter is there");
+        let output = self
+            .command(words[0])
+            .args(&words[1..])
+            .output()
+            .expect("nsenter is there");
         assert!(
             output.status.success(),
             "on {}: {words:?} failed: {}{}",
@@ -114,7 +138,8 @@ impl Host {
     /// Connects from this host.
     #[track_caller]
     pub fn dial(&self, to: &str) -> TcpStream {
-        self.try_dial(None, to).unwrap_or_else(|e| panic!("{} cannot connect to {to}: {e}", self.name))
+        self.try_dial(None, to)
+            .unwrap_or_else(|e| panic!("{} cannot connect to {to}: {e}", self.name))
     }
 
     /// Connects from this host, from one of its addresses (`192.0.2.6:0` for any port of it).
@@ -147,16 +172,21 @@ impl Host {
         self.sockets(|row| row.local_port == port && row.state == ESTABLISHED)
     }
 
-    /// How many bytes wait to be read on the connected sockets that have this local port.
-    pub fn unread(&self, port: u16) -> usize {
+    /// Bytes sent on the connection between these two ports which this host has yet to have
+    /// acknowledged, and bytes that came and that nobody has read.
+    pub fn queues(&self, local_port: u16, peer_port: u16) -> Option<(usize, usize)> {
         let rows = self.enter(tcp_rows);
-        rows.iter().filter(|row| row.local_port == port && row.state == ESTABLISHED).map(|row| row.unread).sum()
+        let mut rows = rows.iter().filter(|row| row.state == ESTABLISHED);
+        rows.find(|row| (row.local_port, row.peer_port) == (local_port, peer_port))
+            .map(|row| (row.unacknowledged, row.unread))
     }
 
     /// Waits until something listens on this TCP port.
     #[track_caller]
     pub fn wait_for_port(&self, port: u16) {
-        wait_until(&format!("port {port} of {} is open", self.name), || self.listeners(port) > 0);
+        wait_until(&format!("port {port} of {} is open", self.name), || {
+            self.listeners(port) > 0
+        });
     }
 
     /// The addresses of the TCP connections of this host to or from `port`, as `ss` shows them:
@@ -174,11 +204,18 @@ impl Host {
     }
 
     fn sockets(&self, wanted: impl Fn(&TcpRow) -> bool) -> usize {
-        self.enter(tcp_rows).iter().filter(|row| wanted(row)).count()
+        self.enter(tcp_rows)
+            .iter()
+            .filter(|row| wanted(row))
+            .count()
     }
 
     fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+        format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.namespace.as_raw_fd()
+        )
     }
 }
 
@@ -188,7 +225,9 @@ const LISTEN: u8 = 0x0A;
 /// What a line of /proc/net/tcp or tcp6 says; it names no process, so it needs no privilege.
 struct TcpRow {
     local_port: u16,
+    peer_port: u16,
     state: u8,
+    unacknowledged: usize,
     unread: usize,
 }
 
@@ -206,10 +245,16 @@ fn tcp_row(line: &str) -> TcpRow {
     // "0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 …": local, peer, state, send and
     // receive queue, all in hexadecimal.
     let words: Vec<&str> = line.split_whitespace().collect();
-    let hex = |text: &str| u64::from_str_radix(text, 16).expect("/proc/net/tcp is hexadecimal");
+    let hex = |text: &str| usize::from_str_radix(text, 16).expect("/proc/net/tcp is hexadecimal");
+    let pair = |text: &str| {
+        let (left, right) = text.rsplit_once(':').expect("two numbers");
+        (left.to_owned(), hex(right))
+    };
     TcpRow {
-        local_port: hex(words[1].rsplit(':').next().expect("an address has a port")) as u16,
+        local_port: pair(words[1]).1 as u16,
+        peer_port: pair(words[2]).1 as u16,
         state: hex(words[3]) as u8,
-        unread: hex(words[4].rsplit(':').next().expect("two queues")) as usize,
+        unacknowledged: hex(&pair(words[4]).0),
+        unread: pair(words[4]).1,
     }
 }

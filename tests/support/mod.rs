@@ -37,7 +37,10 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < DEADLINE, "waited {DEADLINE:?} in vain until {what}");
+        assert!(
+            start.elapsed() < DEADLINE,
+            "waited {DEADLINE:?} in vain until {what}"
+        );
         sleep(Duration::from_millis(5));
     }
 }
@@ -45,7 +48,8 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 /// The address and port that `text` says.
 #[track_caller]
 pub fn addr(text: &str) -> SocketAddr {
-    text.parse().unwrap_or_else(|_| panic!("{text} is no address with a port"))
+    text.parse()
+        .unwrap_or_else(|_| panic!("{text} is no address with a port"))
 }
 
 /// A file of the repository, by its path from the top.
@@ -61,7 +65,8 @@ impl TempDir {
     pub fn new() -> TempDir {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("realpeer-test-{}-{number}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("realpeer-test-{}-{number}", std::process::id()));
         fs::create_dir(&path).expect("make a temporary directory");
         TempDir(path)
     }

@@ -30,12 +30,29 @@ impl Program {
     /// As `start`, under a wrapper that ends in exec, such as `prlimit --nofile=64`.
     #[track_caller]
     pub fn start_under(self, wrapper: &[&str], host: &Host, flags: &[&str]) -> Running {
-        let listen = flags.iter().rposition(|flag| *flag == "-l").expect("-l is given");
+        let listen = flags
+            .iter()
+            .rposition(|flag| *flag == "-l")
+            .expect("-l is given");
         let port = super::addr(flags[listen + 1]).port();
+        self.await_port(port, host, self.spawn(wrapper, host, flags))
+    }
+
+    /// As `start`, for flags that spell `-l` in another way.
+    #[track_caller]
+    pub fn start_on(self, port: u16, host: &Host, flags: &[&str]) -> Running {
+        self.await_port(port, host, self.spawn(&[], host, flags))
+    }
+
+    #[track_caller]
+    fn await_port(self, port: u16, host: &Host, mut running: Running) -> Running {
         self.place_rules(host);
-        let mut running = self.spawn(wrapper, host, flags);
         wait_until(&format!("{self:?} listens on port {port}"), || {
-            assert!(!running.has_ended(), "{self:?} ended: {:?}", running.stderr());
+            assert!(
+                !running.has_ended(),
+                "{self:?} ended: {:?}",
+                running.stderr()
+            );
             host.listeners(port) > 0
         });
         running
@@ -52,7 +69,11 @@ impl Program {
     pub fn run(self, host: &Host, flags: &[&str]) -> Ended {
         let mut running = self.spawn(&[], host, flags);
         let code = running.exit_code();
-        Ended { code, stdout: running.stdout().join("\n"), stderr: running.stderr().join("\n") }
+        Ended {
+            code,
+            stdout: running.stdout().join("\n"),
+            stderr: running.stderr().join("\n"),
+        }
     }
 
     /// go-mmproxy leaves the routing of replies to its users; realpeer sees to it itself.

@@ -23,11 +23,22 @@ pub struct Running {
 impl Running {
     /// Starts the command with its output collected.
     pub fn start(name: &str, mut command: Command) -> Running {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
         let stdout = Lines::collect(child.stdout.take().expect("stdout is piped"));
         let stderr = Lines::collect(child.stderr.take().expect("stderr is piped"));
-        Running { name: name.to_owned(), child, stdout, stderr, ending: Signal::SIGKILL }
+        Running {
+            name: name.to_owned(),
+            child,
+            stdout,
+            stderr,
+            ending: Signal::SIGKILL,
+        }
     }
 
     /// The signal that ends it when it is dropped, for a program that must end its own children.
@@ -43,7 +54,10 @@ impl Running {
 
     /// Its standard input, to write to, or to close by dropping it.
     pub fn stdin(&mut self) -> ChildStdin {
-        self.child.stdin.take().expect("standard input is taken once")
+        self.child
+            .stdin
+            .take()
+            .expect("standard input is taken once")
     }
 
     /// The lines of its standard output so far.
@@ -65,7 +79,9 @@ impl Running {
     /// Waits for a line of standard output that `wanted` likes; `what` describes it.
     #[track_caller]
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        self.stdout.wait_for(&wanted).unwrap_or_else(|| panic!("{} printed no {what}", self.name))
+        self.stdout
+            .wait_for(&wanted)
+            .unwrap_or_else(|| panic!("{} printed no {what}", self.name))
     }
 
     /// Waits for a line of standard error that contains `text`.
@@ -102,7 +118,9 @@ impl Running {
     #[track_caller]
     pub fn exit_code(&mut self) -> i32 {
         let status = self.wait_for_exit();
-        status.code().unwrap_or_else(|| panic!("{} was killed: {status}", self.name))
+        status
+            .code()
+            .unwrap_or_else(|| panic!("{} was killed: {status}", self.name))
     }
 }
 
@@ -145,7 +163,8 @@ impl Lines {
             let mut line = Vec::new();
             // Bytes, not text: a program that logs a stranger's bytes raw must not stop the reader.
             while stream.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
+                let text =
+                    String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
                 collected.change(|state| state.lines.push(text));
                 line.clear();
             }

@@ -25,7 +25,8 @@ impl Sshd {
             let path = path.to_str().expect("temporary paths are UTF-8");
             host.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path]);
         }
-        let key = fs::read_to_string(directory.path("host_key.pub")).expect("ssh-keygen made a key");
+        let key =
+            fs::read_to_string(directory.path("host_key.pub")).expect("ssh-keygen made a key");
         directory.file("known_hosts", &format!("server {key}"));
         if geteuid().is_root() {
             // Where a sshd run by root puts its unprivileged half; Debian's unit makes it at boot.
@@ -38,13 +39,29 @@ impl Sshd {
 
     /// An ssh command from `host` to `to`, which lacks only the remote command.
     pub fn client(&self, host: &Host, to: &str, port: u16) -> Command {
-        let user = User::from_uid(geteuid()).expect("read the user database").expect("we have a name");
+        let user = User::from_uid(geteuid())
+            .expect("read the user database")
+            .expect("we have a name");
         let mut ssh = host.command("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]);
+        ssh.args([
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "IdentitiesOnly=yes",
+        ]);
         let known_hosts = self.directory.path("known_hosts");
-        ssh.args(["-o", "HostKeyAlias=server", "-o", &format!("UserKnownHostsFile={}", known_hosts.display())]);
+        ssh.args([
+            "-o",
+            "HostKeyAlias=server",
+            "-o",
+            &format!("UserKnownHostsFile={}", known_hosts.display()),
+        ]);
         ssh.arg("-i").arg(self.directory.path("client_key"));
-        ssh.arg("-p").arg(port.to_string()).arg(format!("{}@{to}", user.name));
+        ssh.arg("-p")
+            .arg(port.to_string())
+            .arg(format!("{}@{to}", user.name));
         ssh
     }
 }
@@ -79,11 +96,25 @@ pub struct Nginx {
 pub fn nginx(host: &Host, configuration: &Path, port: u16) -> Nginx {
     let directory = TempDir::new();
     // Our own file: nginx removes its pid file when it ends, whatever the path names.
-    let globals = format!("daemon off; pid {}; error_log stderr;", directory.path("pid").display());
-    let running = host.spawn(&["nginx", "-c", text(configuration), "-e", "stderr", "-g", &globals]);
+    let globals = format!(
+        "daemon off; pid {}; error_log stderr;",
+        directory.path("pid").display()
+    );
+    let running = host.spawn(&[
+        "nginx",
+        "-c",
+        text(configuration),
+        "-e",
+        "stderr",
+        "-g",
+        &globals,
+    ]);
     host.wait_for_port(port);
     // It must end its workers itself.
-    Nginx { running: running.ends_by(Signal::SIGTERM), _directory: directory }
+    Nginx {
+        running: running.ends_by(Signal::SIGTERM),
+        _directory: directory,
+    }
 }
 
 /// Starts HAProxy with this configuration and waits for its port.

@@ -13,8 +13,14 @@ pub struct Ends {
     balancer: &'static str,
 }
 
-pub const IPV4: Ends = Ends { client: "203.0.113.7", balancer: "203.0.113.1" };
-pub const IPV6: Ends = Ends { client: "2001:db8:c::7", balancer: "2001:db8:c::1" };
+pub const IPV4: Ends = Ends {
+    client: "203.0.113.7",
+    balancer: "203.0.113.1",
+};
+pub const IPV6: Ends = Ends {
+    client: "2001:db8:c::7",
+    balancer: "2001:db8:c::1",
+};
 
 /// A client logs in through the load balancer; sshd must log that client's address and port, and
 /// tell the session the same. `start_balancer` starts one that listens on port 22000.
@@ -22,8 +28,10 @@ pub const IPV6: Ends = Ends { client: "2001:db8:c::7", balancer: "2001:db8:c::1"
 pub fn play<T>(ends: Ends, start_balancer: impl FnOnce(&Host) -> T) {
     let (client, balancer, server) = row();
     let sshd = Sshd::start(&server);
-    let _proxy = Program::Realpeer
-        .start(&server, &["-l", "0.0.0.0:2222", "-4", "127.0.0.1:22", "-6", "[::1]:22"]);
+    let _proxy = Program::Realpeer.start(
+        &server,
+        &["-l", "0.0.0.0:2222", "-4", "127.0.0.1:22", "-6", "[::1]:22"],
+    );
     let _balancer = start_balancer(&balancer);
 
     let mut login = sshd.client(&client, ends.balancer, 22000);
@@ -35,8 +43,14 @@ pub fn play<T>(ends: Ends, start_balancer: impl FnOnce(&Host) -> T) {
     assert_eq!(own.ip().to_string(), ends.client);
 
     let (ip, port) = (own.ip(), own.port());
-    sshd.running.wait_for_error(&format!("Accepted publickey for {} from {ip} port {port} ssh2", user()));
-    assert!(told.starts_with(&format!("SSH_CONNECTION={ip} {port} ")), "{told}");
+    sshd.running.wait_for_error(&format!(
+        "Accepted publickey for {} from {ip} port {port} ssh2",
+        user()
+    ));
+    assert!(
+        told.starts_with(&format!("SSH_CONNECTION={ip} {port} ")),
+        "{told}"
+    );
     drop(session.stdin());
     assert_eq!(session.exit_code(), 0);
 }

@@ -54,9 +54,22 @@ impl Stage {
         let (balancer, server) = wire();
         let backend = Backend::listen(&server, "127.0.0.1:9000");
         let backend6 = Backend::listen(&server, "[::1]:9000");
-        let addresses = ["-l", "0.0.0.0:2222", "-4", "127.0.0.1:9000", "-6", "[::1]:9000"];
+        let addresses = [
+            "-l",
+            "0.0.0.0:2222",
+            "-4",
+            "127.0.0.1:9000",
+            "-6",
+            "[::1]:9000",
+        ];
         let proxy = program.start_under(wrapper, &server, &[&addresses, flags].concat());
-        Stage { balancer, server, backend, backend6, proxy }
+        Stage {
+            balancer,
+            server,
+            backend,
+            backend6,
+            proxy,
+        }
     }
 
     /// A connection from the load balancer to the proxy.
@@ -73,6 +86,22 @@ impl Stage {
         near
     }
 
+    /// Waits until the proxy has read all that was sent on this connection.
+    #[track_caller]
+    pub fn wait_until_read(&self, near: &TcpStream) {
+        let port = near.local_addr().expect("our own address").port();
+        let proxy_port = addr(PROXY).port();
+        super::wait_until("the proxy has read what was sent", || {
+            self.balancer
+                .queues(port, proxy_port)
+                .is_some_and(|(unacknowledged, _)| unacknowledged == 0)
+                && self
+                    .server
+                    .queues(proxy_port, port)
+                    .is_some_and(|(_, unread)| unread == 0)
+        });
+    }
+
     /// A whole session of this client, which the backend must see under the client's address.
     #[track_caller]
     pub fn session(&self, client: &str) -> Session {
@@ -84,8 +113,11 @@ impl Stage {
     /// Sends a client's header on a connection and returns the backend's end of it.
     #[track_caller]
     pub fn introduce(&self, near: &TcpStream, client: &str) -> TcpStream {
-        let (backend, visited) =
-            if addr(client).is_ipv4() { (&self.backend, VISITED) } else { (&self.backend6, VISITED6) };
+        let (backend, visited) = if addr(client).is_ipv4() {
+            (&self.backend, VISITED)
+        } else {
+            (&self.backend6, VISITED6)
+        };
         streams::send(near, header::v1(client, visited));
         let (far, from) = backend.accept();
         assert_eq!(from, addr(client), "the backend sees the client");
@@ -104,7 +136,12 @@ impl Stage {
 pub fn wire() -> (Host, Host) {
     let (balancer, server) = (Host::new("balancer"), Host::new("server"));
     balancer.connect(
-        &["192.0.2.5/24", "192.0.2.6/24", "2001:db8::5/64", "2001:db8::6/64"],
+        &[
+            "192.0.2.5/24",
+            "192.0.2.6/24",
+            "2001:db8::5/64",
+            "2001:db8::6/64",
+        ],
         &server,
         &["192.0.2.10/24", "2001:db8::10/64"],
     );

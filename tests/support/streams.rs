@@ -1,6 +1,6 @@
 //! Reading from and writing to connections in a test, never for ever.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
@@ -8,22 +8,30 @@ use super::DEADLINE;
 
 /// Gives both directions of a connection the deadline.
 pub fn with_deadline(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(DEADLINE)).expect("set a read timeout");
-    stream.set_write_timeout(Some(DEADLINE)).expect("set a write timeout");
+    stream
+        .set_read_timeout(Some(DEADLINE))
+        .expect("set a read timeout");
+    stream
+        .set_write_timeout(Some(DEADLINE))
+        .expect("set a write timeout");
     stream
 }
 
 /// Sends bytes.
 #[track_caller]
 pub fn send(mut stream: &TcpStream, bytes: impl AsRef<[u8]>) {
-    stream.write_all(bytes.as_ref()).expect("send to the connection");
+    stream
+        .write_all(bytes.as_ref())
+        .expect("send to the connection");
 }
 
 /// Receives exactly so many bytes.
 #[track_caller]
 pub fn receive(mut stream: &TcpStream, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
-    stream.read_exact(&mut bytes).unwrap_or_else(|e| panic!("{count} bytes did not come: {e}"));
+    stream
+        .read_exact(&mut bytes)
+        .unwrap_or_else(|e| panic!("{count} bytes did not come: {e}"));
     bytes
 }
 
@@ -31,7 +39,9 @@ pub fn receive(mut stream: &TcpStream, count: usize) -> Vec<u8> {
 #[track_caller]
 pub fn receive_all(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).unwrap_or_else(|e| panic!("no orderly end of the stream: {e}"));
+    stream
+        .read_to_end(&mut bytes)
+        .unwrap_or_else(|e| panic!("no orderly end of the stream: {e}"));
     bytes
 }
 
@@ -46,7 +56,9 @@ pub fn assert_carries(near: &TcpStream, far: &TcpStream) {
 
 /// Finishes the sending direction only.
 pub fn finish_sending(stream: &TcpStream) {
-    stream.shutdown(Shutdown::Write).expect("shut down one direction");
+    stream
+        .shutdown(Shutdown::Write)
+        .expect("shut down one direction");
 }
 
 /// Waits until the other side has ended the connection, by a FIN or by a reset.
@@ -57,6 +69,15 @@ pub fn assert_closed(mut stream: &TcpStream) {
         Ok(_) => panic!("a byte came where the connection should be closed"),
         Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
         Err(e) => panic!("the connection was not closed: {e}"),
+    }
+}
+
+/// Checks that somebody listens and closes what comes, which may be before `connect` returns.
+#[track_caller]
+pub fn assert_turned_away(dialled: io::Result<TcpStream>) {
+    match dialled {
+        Ok(stream) => assert_closed(&stream),
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset, "{e}"),
     }
 }
 
@@ -72,5 +93,7 @@ pub fn assert_reset(mut stream: &TcpStream) {
 /// Closes with a reset instead of a FIN.
 pub fn reset(stream: TcpStream) {
     let socket = socket2::Socket::from(stream);
-    socket.set_linger(Some(Duration::ZERO)).expect("set SO_LINGER");
+    socket
+        .set_linger(Some(Duration::ZERO))
+        .expect("set SO_LINGER");
 }

@@ -1,0 +1,94 @@
+//! What a distribution ships is what was tested: the unit file runs, and every flag is documented
+//! wherever flags are.
+
+mod support;
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+use support::header::v1;
+use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
+use support::streams::{assert_carries, send};
+use support::{Backend, Host, Program, addr, repository};
+
+/// The unit starts with the capabilities it lists and no others, serves, and stops, without any
+/// `ip` line. (DynamicUser gives a user without privileges, as `setpriv` does here.)
+#[test]
+fn the_unit_file_needs_nothing_but_its_capabilities() {
+    let unit = read("packaging/systemd/realpeer.service");
+    let value = |key: &str| {
+        let line = unit
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{key}=")));
+        line.unwrap_or_else(|| panic!("the unit has no {key}"))
+            .to_owned()
+    };
+    assert!(
+        !unit.contains("ExecStartPost"),
+        "realpeer sees to its routing itself"
+    );
+    assert_eq!(value("AmbientCapabilities"), value("CapabilityBoundingSet"));
+    let start = value("ExecStart");
+    let mut words = start.split(' ');
+    assert_eq!(words.next(), Some("/usr/bin/realpeer"));
+    let flags: Vec<&str> = words.collect();
+
+    let caps = value("AmbientCapabilities")
+        .to_lowercase()
+        .replace("cap_", "+")
+        .replace(' ', ",");
+    let caps = format!("-all,{caps}");
+    let [inherit, ambient, bounding] = ["inh", "ambient", "bounding"].map(|set| match set {
+        "bounding" => format!("--bounding-set={caps}"),
+        set => format!("--{set}-caps={caps}"),
+    });
+    let mut wrapper = vec!["setpriv", "--no-new-privs", &inherit, &ambient, &bounding];
+    if nix::unistd::getuid().is_root() {
+        wrapper.extend(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    }
+
+    let (balancer, server) = wire();
+    let backends = [
+        Backend::listen(&server, "127.0.0.1:22"),
+        Backend::listen(&server, "[::1]:22"),
+    ];
+    let mut proxy = Program::Realpeer.start_under(&wrapper, &server, &flags);
+    for (backend, client, visited) in [
+        (&backends[0], CLIENT, VISITED),
+        (&backends[1], CLIENT6, VISITED6),
+    ] {
+        let near = balancer.dial("192.0.2.10:2222");
+        send(&near, v1(client, visited));
+        let (far, from) = backend.accept();
+        assert_eq!(from, addr(client));
+        assert_carries(&near, &far);
+    }
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.exit_code(), 0);
+}
+
+#[test]
+fn every_flag_is_in_the_readme_and_in_the_manual() {
+    let help = Program::Realpeer.run(&Host::new("help"), &["-h"]).stdout;
+    let readme = read("README.md");
+    let manual = read("packaging/man/realpeer.8");
+    let flags = help.lines().filter_map(|line| line.strip_prefix("  -"));
+    let names: Vec<&str> = flags
+        .filter_map(|line| line.split([' ', ',']).next())
+        .collect();
+    assert!(names.len() > 15, "-h lists the flags: {names:?}");
+    for name in names {
+        assert!(
+            readme.contains(&format!("-{name}")),
+            "README.md has no -{name}"
+        );
+        assert!(
+            manual.contains(&format!(".It Fl {name}")),
+            "the manual has no -{name}"
+        );
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}

@@ -1,0 +1,111 @@
+//! A unit of go-mmproxy starts, serves and stops with realpeer when nothing but the program's path
+//! in its ExecStart is changed; the `ip` lines that it runs itself must not fail because of us.
+
+mod support;
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+use support::header::v1;
+use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
+use support::streams::{assert_carries, send};
+use support::{Backend, Host, Program, addr, repository};
+
+#[test]
+fn realpeer_takes_go_mmproxys_place_in_its_unit() {
+    start_serve_and_stop(&Program::Realpeer.path());
+}
+
+#[test]
+fn the_unit_is_one_that_go_mmproxy_itself_runs_with() {
+    start_serve_and_stop("/usr/bin/go-mmproxy");
+}
+
+/// Does with the unit what systemd does for a `Type=simple` service.
+fn start_serve_and_stop(program: &str) {
+    let unit =
+        fs::read_to_string(repository("tests/data/go-mmproxy.service")).expect("the unit is there");
+    let (balancer, server) = wire();
+    let backends = [
+        Backend::listen(&server, "127.0.0.1:22"),
+        Backend::listen(&server, "[::1]:22"),
+    ];
+    let untouched = routing(&server);
+
+    // ExecStartPost follows as soon as the program is executed, which may be before it listens.
+    let exec_start = commands(&unit, "ExecStart");
+    assert_eq!(exec_start.len(), 1);
+    assert_eq!(exec_start[0][0], "/usr/bin/go-mmproxy");
+    let arguments: Vec<&str> = exec_start[0][1..].iter().map(String::as_str).collect();
+    let mut proxy = server.spawn(&[&[program], arguments.as_slice()].concat());
+    run_each(&server, &unit, "ExecStartPost", 4);
+
+    server.wait_for_port(2222);
+    for (backend, client, visited) in [
+        (&backends[0], CLIENT, VISITED),
+        (&backends[1], CLIENT6, VISITED6),
+    ] {
+        let near = balancer.dial("192.0.2.10:2222");
+        send(&near, v1(client, visited));
+        let (far, from) = backend.accept();
+        assert_eq!(from, addr(client));
+        assert_carries(&near, &far);
+    }
+
+    // go-mmproxy is killed by the signal, which systemd takes for a clean end too.
+    proxy.signal(Signal::SIGTERM);
+    assert!(matches!(proxy.wait_for_exit().code(), None | Some(0)));
+    run_each(&server, &unit, "ExecStopPost", 4);
+    assert_eq!(routing(&server), untouched, "nothing is left behind");
+}
+
+/// Runs the unit's commands of one kind; each must succeed.
+fn run_each(host: &Host, unit: &str, key: &str, count: usize) {
+    let commands = commands(unit, key);
+    assert_eq!(commands.len(), count, "{key} lines in the unit");
+    for command in commands {
+        host.run(&command.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
+
+/// The policy routing of a host: rules, and the routes of every table but the kernel's own.
+fn routing(host: &Host) -> Vec<String> {
+    let mut lines = Vec::new();
+    for family in ["-4", "-6"] {
+        for what in [
+            ["rule", "show"].as_slice(),
+            &["route", "show", "table", "all"],
+        ] {
+            let listing = host.run(&[&["ip", family], what].concat());
+            lines.extend(
+                listing
+                    .lines()
+                    .filter(|line| !line.contains("table local"))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    lines
+}
+
+/// The words of each `key=` line of a unit.
+fn commands(unit: &str, key: &str) -> Vec<Vec<String>> {
+    let values = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    values.map(words).collect()
+}
+
+/// Splits as systemd does where only double quotes matter.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for character in line.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            _ => words.last_mut().expect("one word at least").push(character),
+        }
+    }
+    words
+}
