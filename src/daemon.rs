@@ -22,6 +22,7 @@ use crate::proxy::{Proxy, Worker};
 use crate::report::Reporter;
 use crate::routing;
 use crate::stats::Count;
+use crate::sys;
 use crate::tcp;
 use crate::upstream;
 
@@ -163,7 +164,7 @@ fn refuse_loops(settings: &Settings, destinations: &Destinations) -> Result<()> 
         ("-4", targets.v4_given, targets.v4.into()),
         ("-6", targets.v6_given, targets.v6.into()),
     ] {
-        if given && destinations.is_listener(TargetAddr(target), tcp::is_local) {
+        if given && destinations.is_listener(TargetAddr(target), sys::socket::is_local) {
             bail!(
                 "{flag} {target} is the address realpeer itself listens on (-l {}): connections would loop",
                 settings.listen
