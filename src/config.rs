@@ -49,6 +49,21 @@ pub enum Routing {
     Off,
 }
 
+/// How replies are brought back (`-routing-mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutingMode {
+    /// By where the target is.
+    Auto,
+    /// A rule for what is sent from loopback addresses.
+    Loopback,
+    /// A mark that accepted connections inherit.
+    Mark,
+    /// An nft rule for what arrives for the proxy's sockets.
+    Socket,
+    /// A rule for what is sent from the backend's UDP port.
+    UdpPort,
+}
+
 /// The shape of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -132,6 +147,8 @@ pub struct Settings {
     pub max_connections: Option<usize>,
     /// About the policy routing.
     pub routing: Routing,
+    /// How replies are brought back.
+    pub routing_mode: RoutingMode,
     /// How much is logged.
     pub verbosity: Verbosity,
     /// How log lines look; `None` for text on a terminal and JSON elsewhere.
@@ -173,6 +190,7 @@ impl Settings {
             max_flows: flags.max_flows,
             max_connections: flags.max_connections,
             routing: flags.routing,
+            routing_mode: flags.routing_mode,
             verbosity: flags.verbosity,
             log_format: flags.log_format,
         })

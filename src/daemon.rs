@@ -20,7 +20,7 @@ use crate::log;
 use crate::networks::Networks;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Reporter;
-use crate::routing;
+use crate::routing::{self, Marks};
 use crate::stats::Count;
 use crate::sys;
 use crate::tcp;
@@ -42,7 +42,15 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
     let routing = routing::install(&settings).await?;
-    let result = serve(settings, admission, max_connections, workers, &mut signals).await;
+    let result = serve(
+        settings,
+        admission,
+        max_connections,
+        workers,
+        routing.marks(),
+        &mut signals,
+    )
+    .await;
     routing.remove().await;
     result
 }
@@ -52,6 +60,7 @@ async fn serve(
     admission: Admission,
     max_connections: usize,
     workers: Vec<Worker>,
+    marks: Arc<Marks>,
     signals: &mut Signals,
 ) -> Result<()> {
     // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
@@ -59,7 +68,7 @@ async fn serve(
     let destinations = Destinations::new(&settings, listen);
     refuse_loops(&settings, &destinations)?;
     let upstream = upstream::Options {
-        mark: settings.mark,
+        marks,
         source_port: settings.source_port,
     };
     let proxy = Arc::new(Proxy {

@@ -32,7 +32,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Proxy(flags) => wait(daemon::run(Settings::resolve(flags)?)),
-        Command::Routing(action, flags) => wait(routing::run(action, &Settings::resolve(flags)?)),
+        Command::Routing(action, form, flags) => {
+            routing::command(action, form, &Settings::resolve(flags)?)
+        }
         Command::Demo => demo::run(),
         Command::Print(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
     }

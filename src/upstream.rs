@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -9,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::addr::{ClientAddr, TargetAddr};
 use crate::config::SourcePort;
+use crate::routing::Marks;
 use crate::sys;
 
 /// Both sides of a connection are probed after so much silence, and so often.
@@ -18,10 +20,10 @@ pub const KEEPALIVE: Duration = Duration::from_secs(15);
 const SYN_COUNT: i32 = 2;
 
 /// What upstream sockets have in common.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// SO_MARK.
-    pub mark: Option<u32>,
+    /// SO_MARK, by the target.
+    pub marks: Arc<Marks>,
     /// About the claimed source port.
     pub source_port: SourcePort,
 }
@@ -140,7 +142,8 @@ fn attempt(
     kind: Kind,
     options: &Options,
 ) -> Result<OwnedFd, UpstreamError> {
-    let socket = claiming_socket(source, kind, options).map_err(|e| match e.raw_os_error() {
+    let claimed = claiming_socket(source, target, kind, options);
+    let socket = claimed.map_err(|e| match e.raw_os_error() {
         Some(libc::EPERM) => UpstreamError::NotPermitted,
         _ => failure(source, target, e),
     })?;
@@ -159,7 +162,12 @@ fn attempt(
 }
 
 /// A socket that may bind to an address that is not this host's.
-fn claiming_socket(source: ClientAddr, kind: Kind, options: &Options) -> io::Result<Socket> {
+fn claiming_socket(
+    source: ClientAddr,
+    target: TargetAddr,
+    kind: Kind,
+    options: &Options,
+) -> io::Result<Socket> {
     let (transport, protocol) = match kind {
         Kind::Stream => (Type::STREAM, Protocol::TCP),
         Kind::Datagram { .. } => (Type::DGRAM, Protocol::UDP),
@@ -171,7 +179,7 @@ fn claiming_socket(source: ClientAddr, kind: Kind, options: &Options) -> io::Res
     } else {
         socket.set_ip_transparent_v6(true)?;
     }
-    if let Some(mark) = options.mark {
+    if let Some(mark) = options.marks.of(target.ip()) {
         socket.set_mark(mark)?;
     }
     match kind {

@@ -8,9 +8,12 @@ use clap::error::ContextKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
 use super::{UsageError, go, usage};
-use crate::config::{LogFormat, Protocol, Routing, SourcePort, UdpHeader, Verbosity};
+use crate::config::{
+    LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
+};
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -18,22 +21,11 @@ pub enum Command {
     /// Run the proxy.
     Proxy(ProxyFlags),
     /// `realpeer routing up|down|show` with the proxy's flags.
-    Routing(RoutingAction, ProxyFlags),
+    Routing(RoutingAction, ShowAs, ProxyFlags),
     /// `realpeer demo`.
     Demo,
     /// Print this and exit 0: help or the version.
     Print(String),
-}
-
-/// What `realpeer routing` does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoutingAction {
-    /// Put the rules in place.
-    Up,
-    /// Take them away.
-    Down,
-    /// Print what is there.
-    Show,
 }
 
 /// The flags of the proxy, as typed and checked one by one.
@@ -126,8 +118,12 @@ pub struct ProxyFlags {
     pub max_flows: Option<usize>,
 
     /// Policy routing: auto (put in what is missing, take it away at exit) or off
-    #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = routing)]
+    #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = routing::switch)]
     pub routing: Routing,
+
+    /// How replies come back: auto (by the target), loopback, mark, socket or udp-port
+    #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = routing::mode)]
+    pub routing_mode: RoutingMode,
 
     /// 0: start and stop; 1: refused connections too; 2: every connection
     #[arg(long = "v", value_name = "N", default_value = "0", value_parser = verbosity)]
@@ -158,48 +154,25 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
             &words[1..],
             Command::Demo,
         ),
-        Some("routing") => routing_command(&words[1..]),
+        Some("routing") => routing::parse(&words[1..]),
         _ => proxy(words),
     }
 }
 
 fn proxy(words: &[String]) -> Result<Command, UsageError> {
     let command = ProxyFlags::command();
-    match flags(&command, words, false)? {
+    match matches(&command, words, false)? {
         Parsed::Help(text) => Ok(Command::Print(text)),
         Parsed::Flags(_, rest) if !rest.is_empty() => Err(refuse(
             &command,
             format!("stray word {:?}: flags begin with a dash", rest[0]),
         )),
-        Parsed::Flags(flags, _) if flags.version => Ok(Command::Print(
-            concat!("realpeer ", env!("CARGO_PKG_VERSION"), "\n").into(),
-        )),
-        Parsed::Flags(flags, _) => Ok(Command::Proxy(*flags)),
-    }
-}
-
-fn routing_command(words: &[String]) -> Result<Command, UsageError> {
-    let command = ProxyFlags::command()
-        .name("realpeer routing up|down|show")
-        .about("Puts the policy routing in place that brings a backend's replies back, takes it away, or shows it.")
-        .before_help(None::<&str>);
-    match flags(&command, words, true)? {
-        Parsed::Help(text) => Ok(Command::Print(text)),
-        Parsed::Flags(flags, rest) => {
-            let action = match rest.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-                ["up"] => RoutingAction::Up,
-                ["down"] => RoutingAction::Down,
-                ["show"] => RoutingAction::Show,
-                [] => return Err(refuse(&command, "routing: say up, down or show".into())),
-                [word, ..] => {
-                    return Err(refuse(
-                        &command,
-                        format!("routing: say up, down or show, not {word:?}"),
-                    ));
-                }
-            };
-            Ok(Command::Routing(action, *flags))
-        }
+        Parsed::Flags(mut matches, _) => match proxy_flags(&command, &mut matches)? {
+            flags if flags.version => Ok(Command::Print(
+                concat!("realpeer ", env!("CARGO_PKG_VERSION"), "\n").into(),
+            )),
+            flags => Ok(Command::Proxy(flags)),
+        },
     }
 }
 
@@ -222,34 +195,45 @@ fn bare(
     }
 }
 
-enum Parsed {
-    Flags(Box<ProxyFlags>, Vec<String>),
+/// A command line that clap has taken apart.
+pub(super) enum Parsed {
+    /// The flags, and the words that are none.
+    Flags(Box<clap::ArgMatches>, Vec<String>),
+    /// Help was asked for; this is it.
     Help(String),
 }
 
-fn flags(command: &clap::Command, words: &[String], anywhere: bool) -> Result<Parsed, UsageError> {
+/// Takes the words apart by the flags that `command` defines.
+pub(super) fn matches(
+    command: &clap::Command,
+    words: &[String],
+    anywhere: bool,
+) -> Result<Parsed, UsageError> {
     let words = go::split(command, words, anywhere).map_err(|message| refuse(command, message))?;
     if words.help {
         return Ok(Parsed::Help(usage::help(command)));
     }
     let args = std::iter::once("realpeer".to_owned()).chain(words.flags);
-    let parsed = command
-        .clone()
-        .try_get_matches_from(args)
-        .and_then(|mut matches| {
-            let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
-            let (v4_given, v6_given) = (typed("target_v4"), typed("target_v6"));
-            let flags = ProxyFlags::from_arg_matches_mut(&mut matches)?;
-            Ok(ProxyFlags {
-                v4_given,
-                v6_given,
-                ..flags
-            })
-        });
-    match parsed {
-        Ok(flags) => Ok(Parsed::Flags(Box::new(flags), words.rest)),
+    match command.clone().try_get_matches_from(args) {
+        Ok(matches) => Ok(Parsed::Flags(Box::new(matches), words.rest)),
         Err(error) => Err(refuse(command, bad_value(&error))),
     }
+}
+
+/// The proxy's flags among `matches`.
+pub(super) fn proxy_flags(
+    command: &clap::Command,
+    matches: &mut clap::ArgMatches,
+) -> Result<ProxyFlags, UsageError> {
+    let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let (v4_given, v6_given) = (typed("target_v4"), typed("target_v6"));
+    let flags = ProxyFlags::from_arg_matches_mut(matches)
+        .map_err(|error| refuse(command, bad_value(&error)))?;
+    Ok(ProxyFlags {
+        v4_given,
+        v6_given,
+        ..flags
+    })
 }
 
 /// One line that names the flag, the value and what is wrong with it.
@@ -270,7 +254,7 @@ fn bad_value(error: &clap::Error) -> String {
     )
 }
 
-fn refuse(command: &clap::Command, message: String) -> UsageError {
+pub(super) fn refuse(command: &clap::Command, message: String) -> UsageError {
     UsageError {
         message,
         usage: usage::short(command),
@@ -300,14 +284,6 @@ fn udp_header(text: &str) -> Result<UdpHeader, String> {
         "first" => Ok(UdpHeader::First),
         "spp" => Ok(UdpHeader::Spp),
         _ => Err("write every, first or spp".into()),
-    }
-}
-
-fn routing(text: &str) -> Result<Routing, String> {
-    match text {
-        "auto" => Ok(Routing::Auto),
-        "off" => Ok(Routing::Off),
-        _ => Err("write auto or off".into()),
     }
 }
 

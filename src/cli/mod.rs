@@ -2,10 +2,12 @@
 
 mod flags;
 mod go;
+mod routing;
 mod usage;
 mod value;
 
-pub use flags::{Command, ProxyFlags, RoutingAction, parse};
+pub use flags::{Command, ProxyFlags, parse};
+pub use routing::{RoutingAction, ShowAs};
 pub use value::HostPort;
 
 /// Why a command line was not understood; shown on one line, followed by the usage, exit code 2.

@@ -7,17 +7,19 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{Error, Handle, IpVersion};
 
-use super::plan::{Family, Question, Route, Rule, Selector};
+use super::plan::{Family, Place, Question, Route, Rule, Selector};
 
 /// The number that tells our rules and routes from everybody else's (`ip rule` shows "proto 84").
 /// The kernel only stores it; rtnetlink.h gives numbers up to 192 to routing daemons, not this one.
-pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(84);
+pub const PROTOCOL_NUMBER: u8 = 84;
+pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(PROTOCOL_NUMBER);
 
 /// The interface index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -33,12 +35,14 @@ pub struct Answer {
     pub local: bool,
     /// The routing table that said so.
     pub table: u32,
+    /// The interface it leaves by.
+    pub interface: Option<u32>,
 }
 
 impl Kernel {
     /// Fails where netlink is forbidden (`RestrictAddressFamilies=` without AF_NETLINK).
     pub fn connect() -> Result<Kernel> {
-        let (connection, handle, _) = rtnetlink::new_connection()
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
             .context("cannot open a netlink socket (is AF_NETLINK allowed?)")?;
         tokio::spawn(connection);
         Ok(Kernel(handle))
@@ -51,10 +55,34 @@ impl Kernel {
             Ok(routes) => Ok(routes.first().map(|route| Answer {
                 local: route.header.kind == RouteType::Local,
                 table: route_table(route),
+                interface: route.attributes.iter().find_map(|a| match a {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                }),
             })),
             Err(e) if is_no_route(&e) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Where `target` is, and by which interface it is reached if it is not on this host.
+    pub async fn locate(&self, target: IpAddr) -> io::Result<(Place, Option<u32>)> {
+        if target.is_loopback() {
+            return Ok((Place::Loopback, None));
+        }
+        let question = Question {
+            family: Family::of(target),
+            from: None,
+            to: target,
+            mark: None,
+            arrives_on: None,
+            udp_source_port: None,
+        };
+        Ok(match self.ask(&question).await? {
+            Some(answer) if answer.local => (Place::Own, None),
+            Some(answer) => (Place::Behind, answer.interface),
+            None => (Place::Behind, None),
+        })
     }
 
     /// All policy rules of one family. Empty where the kernel has no such family.
@@ -68,28 +96,102 @@ impl Kernel {
 
     /// The routes of one family in one table.
     pub async fn routes(&self, family: Family, table: u32) -> io::Result<Vec<RouteMessage>> {
-        let mut filter = RouteMessage::default();
-        filter.header.address_family = family.number();
-        filter.attributes.push(RouteAttribute::Table(table));
-        let mut routes = or_empty(collect(self.0.route().get(filter).execute()).await)?;
-        // Without strict checking the kernel ignores the filter and lists every table.
+        let mut routes = self.all_routes(family, Some(table)).await?;
         routes.retain(|route| route_table(route) == table);
         Ok(routes)
     }
 
-    /// Adds a rule in front of all others; one that is there already is left alone.
-    pub async fn add_rule(&self, rule: &Rule) -> io::Result<()> {
-        let mut request = self.0.rule().add();
-        *request.message_mut() = rule.message();
-        tolerate(request.execute().await, &[libc::EEXIST])
+    /// Lists routes; kernels before 4.20 ignore the filter.
+    async fn all_routes(
+        &self,
+        family: Family,
+        table: Option<u32>,
+    ) -> io::Result<Vec<RouteMessage>> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family.number();
+        match table {
+            Some(table) => filter.attributes.push(RouteAttribute::Table(table)),
+            None => filter.header.protocol = PROTOCOL,
+        }
+        or_empty(collect(self.0.route().get(filter).execute()).await)
     }
 
-    /// Adds a route; one that is there already is left alone.
+    /// Adds a rule in front of all others; one that is there already is left alone. The kernel
+    /// itself takes the same rule twice (EEXIST is for rules of the same priority only), so the
+    /// lock of the table must be held.
+    pub async fn add_rule(&self, rule: &Rule) -> io::Result<()> {
+        if self.find_rule(rule).await?.is_some() {
+            return Ok(());
+        }
+        let mut request = self.0.rule().add();
+        *request.message_mut() = rule.message();
+        request.execute().await.map_err(plain)
+    }
+
+    /// Takes one rule away; none is fine.
+    pub async fn remove_rule(&self, rule: &Rule) -> io::Result<()> {
+        match self.find_rule(rule).await? {
+            Some(found) => self.delete_rule(found).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the very rule of a listing away.
+    async fn delete_rule(&self, rule: RuleMessage) -> io::Result<()> {
+        tolerate(self.0.rule().del(rule).execute().await, &[libc::ENOENT])
+    }
+
+    /// The rule as the kernel lists it.
+    pub async fn find_rule(&self, rule: &Rule) -> io::Result<Option<RuleMessage>> {
+        let wanted = rule.message();
+        let rules = self.rules(rule.family).await?;
+        Ok(rules.into_iter().find(|found| is_same(found, &wanted)))
+    }
+
+    /// Adds a route to a table of ours; one that is there already is left alone.
     pub async fn add_route(&self, route: &Route) -> io::Result<()> {
-        tolerate(
-            self.0.route().add(route.message()).execute().await,
-            &[libc::EEXIST],
-        )
+        let add = self.0.route().add(route.message());
+        match route.source {
+            // The source serves those who need none too, so the richer route wins.
+            Some(_) => add.replace().execute().await.map_err(plain),
+            None => tolerate(add.execute().await, &[libc::EEXIST]),
+        }
+    }
+
+    /// True if the very route is there.
+    pub async fn has_route(&self, route: &Route) -> io::Result<bool> {
+        let wanted = route.message();
+        let routes = self.routes(route.family, route.table).await?;
+        Ok(routes.iter().any(|found| {
+            found.header.kind == wanted.header.kind && found.header.destination_prefix_length == 0
+        }))
+    }
+
+    /// The tables that rules or routes with our number use.
+    pub async fn own_tables(&self) -> io::Result<Vec<u32>> {
+        let mut tables = Vec::new();
+        for family in Family::BOTH {
+            let rules = self.rules(family).await?;
+            tables.extend(rules.iter().filter(|r| is_ours(r)).map(rule_table));
+            let routes = self.all_routes(family, None).await?;
+            let ours = routes.iter().filter(|r| r.header.protocol == PROTOCOL);
+            tables.extend(ours.map(route_table));
+        }
+        Ok(tables)
+    }
+
+    /// Who else uses `table`: a rule or a route in it without our number.
+    pub async fn is_foreign(&self, table: u32) -> io::Result<bool> {
+        for family in Family::BOTH {
+            let rules = self.rules(family).await?;
+            let routes = self.routes(family, table).await?;
+            if rules.iter().any(|r| rule_table(r) == table && !is_ours(r))
+                || routes.iter().any(|r| r.header.protocol != PROTOCOL)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes away the rules and routes that carry our number in `table`. True if there were any.
@@ -99,8 +201,7 @@ impl Kernel {
             for rule in self.rules(family).await? {
                 if is_ours(&rule) && rule_table(&rule) == table {
                     found = true;
-                    let gone = [libc::ENOENT];
-                    tolerate(self.0.rule().del(rule).execute().await, &gone)?;
+                    self.delete_rule(rule).await?;
                 }
             }
             for route in self.routes(family, table).await? {
@@ -118,6 +219,27 @@ impl Kernel {
 /// True if the rule carries our protocol number.
 pub fn is_ours(rule: &RuleMessage) -> bool {
     rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
+}
+
+/// True if both catch the same packets for the same table and carry the same number. What the
+/// kernel fills in (priority, mask, suppressor) is not looked at.
+fn is_same(a: &RuleMessage, b: &RuleMessage) -> bool {
+    let core = |rule: &RuleMessage| -> Vec<RuleAttribute> {
+        let filled_in = |a: &&RuleAttribute| {
+            matches!(
+                a,
+                RuleAttribute::Priority(_)
+                    | RuleAttribute::FwMask(_)
+                    | RuleAttribute::SuppressPrefixLen(_)
+            )
+        };
+        let attributes = rule.attributes.iter();
+        attributes.filter(|a| !filled_in(a)).cloned().collect()
+    };
+    let (a_core, b_core) = (core(a), core(b));
+    a.header.src_len == b.header.src_len
+        && a_core.len() == b_core.len()
+        && a_core.iter().all(|attribute| b_core.contains(attribute))
 }
 
 /// The table a rule leads to.
@@ -150,17 +272,26 @@ impl Family {
 impl Question {
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
-        let header = &mut message.header;
-        header.address_family = Family::of(self.from).number();
-        let bits = Family::of(self.from).bits();
-        header.source_prefix_length = bits;
-        header.destination_prefix_length = bits;
-        // The answer then names the table that was used (RTM_F_LOOKUP_TABLE).
-        header.flags = RouteFlags::LookupTable;
-        message.attributes = vec![
-            RouteAttribute::Source(address(self.from)),
-            RouteAttribute::Destination(address(self.to)),
-        ];
+        let bits = self.family.bits();
+        message.header.address_family = self.family.number();
+        message.header.destination_prefix_length = bits;
+        // The answer then names the table that was used. For IPv6 it does so anyway, and the
+        // flag is EINVAL.
+        if self.family == Family::V4 {
+            message.header.flags = RouteFlags::LookupTable;
+        }
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Destination(address(self.to)));
+        if let Some(from) = self.from {
+            message.header.source_prefix_length = bits;
+            attributes.push(RouteAttribute::Source(address(from)));
+        }
+        attributes.extend(self.mark.map(RouteAttribute::Mark));
+        attributes.extend(self.arrives_on.map(RouteAttribute::Iif));
+        if let Some(port) = self.udp_source_port {
+            attributes.push(RouteAttribute::IpProto(libc::IPPROTO_UDP as u8));
+            attributes.push(RouteAttribute::Sport(port));
+        }
         message
     }
 }
@@ -174,6 +305,8 @@ impl Rule {
             RuleAttribute::Table(self.table),
             RuleAttribute::Protocol(PROTOCOL),
         ];
+        let attributes = &mut message.attributes;
+        let from_here = || RuleAttribute::Iifname("lo".into());
         match self.selector {
             Selector::FromLoopback => {
                 let (from, bits) = match self.family {
@@ -181,8 +314,23 @@ impl Rule {
                     Family::V6 => (Ipv6Addr::LOCALHOST.into(), 128),
                 };
                 message.header.src_len = bits;
-                message.attributes.push(RuleAttribute::Source(from));
-                message.attributes.push(RuleAttribute::Iifname("lo".into()));
+                attributes.extend([RuleAttribute::Source(from), from_here()]);
+            }
+            Selector::Mark(mark) => attributes.push(RuleAttribute::FwMark(mark)),
+            Selector::UdpPort(from, port) => {
+                if let Some(from) = from {
+                    message.header.src_len = self.family.bits();
+                    attributes.push(RuleAttribute::Source(from));
+                }
+                let range = RulePortRange {
+                    start: port,
+                    end: port,
+                };
+                attributes.extend([
+                    from_here(),
+                    RuleAttribute::IpProtocol(IpProtocol::Udp),
+                    RuleAttribute::SourcePortRange(range),
+                ]);
             }
         }
         message
@@ -200,6 +348,8 @@ impl Route {
             RouteAttribute::Table(self.table),
             RouteAttribute::Oif(LOOPBACK),
         ];
+        let source = self.source.map(address).map(RouteAttribute::PrefSource);
+        message.attributes.extend(source);
         message
     }
 }
@@ -222,13 +372,13 @@ fn tolerate(result: Result<(), Error>, errnos: &[i32]) -> io::Result<()> {
     }
 }
 
-/// A kernel without IPv6 answers EOPNOTSUPP or EAFNOSUPPORT to questions about it.
+/// A kernel without IPv6 answers EOPNOTSUPP or EAFNOSUPPORT, and ENOENT about a table that is empty.
 fn or_empty<T>(result: io::Result<Vec<T>>) -> io::Result<Vec<T>> {
     match result {
         Err(e)
             if matches!(
                 e.raw_os_error(),
-                Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)
+                Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT)
             ) =>
         {
             Ok(Vec::new())

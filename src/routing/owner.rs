@@ -60,16 +60,3 @@ pub async fn lock(table: u32) -> Result<Lock> {
         tokio::time::sleep(PAUSE).await;
     }
 }
-
-/// Takes the first free table for a running proxy.
-pub fn lock_instance() -> Result<Lock> {
-    for table in INSTANCE_TABLES {
-        if let Some(lock) = try_lock(table)? {
-            return Ok(lock);
-        }
-    }
-    bail!(
-        "all {} tables for running proxies are taken",
-        INSTANCE_TABLES.count()
-    );
-}

@@ -1,24 +1,61 @@
-//! Which rules and routes a target needs, as data.
+//! Which way the replies of a target come back, and what each way needs, as data.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::Settings;
+use crate::config::Protocol;
 
-/// One of the two kinds of IP address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
+/// How the kernel is brought to hand a backend's replies to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// go-mmproxy's: what is sent from 127.0.0.0/8 or ::1 is delivered on this host.
+    Loopback,
+    /// The upstream socket carries a mark, the connection it reaches inherits it
+    /// (`tcp_fwmark_accept`), and what is marked so is delivered on this host. TCP only.
+    Mark,
+    /// nft marks the packets that arrive for a socket of the proxy, which are then delivered here.
+    Socket,
+    /// What is sent from the backend's UDP port is delivered on this host, whoever it is for.
+    UdpPort,
 }
 
-/// Which packets a rule catches.
+/// Where an address is, seen from this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// 127.0.0.0/8 or ::1.
+    Loopback,
+    /// Another address of this host.
+    Own,
+    /// Not of this host.
+    Behind,
+}
+
+/// What one target needs so that the replies to its clients come back to us.
+#[derive(Clone, Debug)]
+pub struct Need {
+    /// Where connections go.
+    pub target: SocketAddr,
+    /// The flag named the target, rather than a default.
+    pub given: bool,
+    /// How its replies come back.
+    pub way: Way,
+    /// `-mark`: the mark that the upstream sockets carry anyway.
+    pub mark: Option<u32>,
+    /// A UDP backend bound to 0.0.0.0 or ::, whose replies have no source address yet.
+    pub wildcard: bool,
+}
+
+/// One thing to put in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Selector {
-    /// Sent by a process of this host from 127.0.0.0/8 or ::1.
-    FromLoopback,
+pub enum Step {
+    /// A routing table's only route.
+    Route(Route),
+    /// `net.ipv4.tcp_fwmark_accept=1`, which counts for IPv6 too. It may stay when all else goes.
+    FwmarkAccept,
+    /// An nft table of ours that marks what arrives for transparent sockets.
+    SocketMatch { table: u32, mark: u32 },
+    /// A policy rule.
+    Rule(Rule),
 }
 
 /// A policy rule: packets of `selector` are looked up in `table`.
@@ -32,6 +69,17 @@ pub struct Rule {
     pub table: u32,
 }
 
+/// Which packets a rule catches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// Sent by a process of this host from 127.0.0.0/8 or ::1.
+    FromLoopback,
+    /// Carrying this mark.
+    Mark(u32),
+    /// Sent by a process of this host from this UDP port (and, if given, this address).
+    UdpPort(Option<IpAddr>, u16),
+}
+
 /// A default route of type local: every destination in this table is this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -39,63 +87,116 @@ pub struct Route {
     pub family: Family,
     /// The table it stands in.
     pub table: u32,
+    /// The source for senders that have not chosen one.
+    pub source: Option<IpAddr>,
 }
 
 /// A packet whose way is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Its source.
-    pub from: IpAddr,
+    /// IPv4 or IPv6.
+    pub family: Family,
+    /// Its source; `None` for a socket bound to the wildcard address.
+    pub from: Option<IpAddr>,
     /// Its destination.
     pub to: IpAddr,
+    /// Its mark.
+    pub mark: Option<u32>,
+    /// The interface it arrives on; `None` when it is sent by this host.
+    pub arrives_on: Option<u32>,
+    /// Its UDP source port, where a rule looks at it.
+    pub udp_source_port: Option<u16>,
 }
 
-/// What one target needs so that the replies to its clients come back to us.
-#[derive(Clone, Debug)]
-pub struct Need {
-    /// The target's address.
-    pub target: IpAddr,
-    /// The flag named it, rather than a default.
-    pub given: bool,
+/// The best way for a target.
+pub fn choose(protocol: Protocol, place: Place, wildcard: bool) -> Way {
+    match (protocol, place) {
+        (_, Place::Behind) => Way::Socket,
+        (Protocol::Udp, Place::Loopback) if !wildcard => Way::Loopback,
+        (Protocol::Udp, _) => Way::UdpPort,
+        (Protocol::Tcp, Place::Loopback) => Way::Loopback,
+        (Protocol::Tcp, Place::Own) => Way::Mark,
+    }
 }
 
 impl Need {
-    /// The rules and routes, in `table`.
-    pub fn steps(&self, table: u32) -> (Rule, Route) {
+    /// What is put in place, in order: a rule that leads to an empty table would only look right.
+    pub fn steps(&self, table: u32) -> Vec<Step> {
         let family = self.family();
-        let rule = Rule {
-            family,
-            selector: Selector::FromLoopback,
-            table,
+        let rule = |selector| {
+            Step::Rule(Rule {
+                family,
+                selector,
+                table,
+            })
         };
-        (rule, Route { family, table })
+        let route = |source| {
+            Step::Route(Route {
+                family,
+                table,
+                source,
+            })
+        };
+        match self.way {
+            Way::Loopback => vec![route(None), rule(Selector::FromLoopback)],
+            Way::Mark => vec![
+                route(None),
+                Step::FwmarkAccept,
+                rule(Selector::Mark(self.mark_in(table))),
+            ],
+            Way::Socket => vec![
+                route(None),
+                rule(Selector::Mark(table)),
+                Step::SocketMatch { table, mark: table },
+            ],
+            Way::UdpPort => vec![
+                route(Some(self.target.ip())),
+                rule(Selector::UdpPort(
+                    (!self.wildcard).then_some(self.target.ip()),
+                    self.target.port(),
+                )),
+            ],
+        }
     }
 
-    /// A reply of the target to a client; with the routing in place it is delivered locally.
-    pub fn reply(&self) -> Question {
+    /// A reply of the target to a client. With the routing of `table`, or one placed by hand, in
+    /// place, it is delivered locally. `arrives_on` is the interface towards a target behind us.
+    pub fn reply(&self, table: u32, arrives_on: Option<u32>) -> Question {
+        let mark = match self.way {
+            Way::Mark => Some(self.mark_in(table)),
+            Way::Socket => Some(table),
+            Way::Loopback | Way::UdpPort => None,
+        };
+        // One may only ask about what this host sends, or what arrives.
+        let not_seen = self.way == Way::Socket && arrives_on.is_none();
         Question {
-            from: self.target,
+            family: self.family(),
+            from: (!self.wildcard && !not_seen).then_some(self.target.ip()),
             to: self.family().stranger(),
+            mark,
+            arrives_on: arrives_on.filter(|_| self.way == Way::Socket),
+            udp_source_port: (self.way == Way::UdpPort).then_some(self.target.port()),
         }
+    }
+
+    /// The mark of mark-accept: the user's, or one of our own that is as good as the table's.
+    pub fn mark_in(&self, table: u32) -> u32 {
+        self.mark.unwrap_or(table)
     }
 
     /// The family of the target, and so of its clients.
     pub fn family(&self) -> Family {
-        Family::of(self.target)
+        Family::of(self.target.ip())
     }
 }
 
-/// What the targets of `settings` need.
-pub fn needs(settings: &Settings) -> Vec<Need> {
-    let targets = &settings.targets;
-    let both = [
-        (IpAddr::V4(*targets.v4.ip()), targets.v4_given),
-        (IpAddr::V6(*targets.v6.ip()), targets.v6_given),
-    ];
-    let loopback = both.into_iter().filter(|(ip, _)| ip.is_loopback());
-    loopback
-        .map(|(target, given)| Need { target, given })
-        .collect()
+/// One of the two kinds of IP address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
 }
 
 impl Family {
@@ -130,5 +231,58 @@ impl fmt::Display for Family {
             Family::V4 => "IPv4",
             Family::V6 => "IPv6",
         })
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::Loopback => "loopback",
+            Way::Mark => "mark",
+            Way::Socket => "socket",
+            Way::UdpPort => "udp-port",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_follows_from_the_target() {
+        use Protocol::{Tcp, Udp};
+        for (protocol, place, wildcard, way) in [
+            (Tcp, Place::Loopback, false, Way::Loopback),
+            (Tcp, Place::Own, false, Way::Mark),
+            (Tcp, Place::Behind, false, Way::Socket),
+            (Udp, Place::Loopback, false, Way::Loopback),
+            (Udp, Place::Loopback, true, Way::UdpPort),
+            (Udp, Place::Own, false, Way::UdpPort),
+            (Udp, Place::Behind, true, Way::Socket),
+        ] {
+            assert_eq!(
+                choose(protocol, place, wildcard),
+                way,
+                "{protocol:?} {place:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn under_socket_match_the_rules_mark_is_never_the_users() {
+        let need = Need {
+            target: SocketAddr::from(([172, 17, 0, 2], 80)),
+            given: true,
+            way: Way::Socket,
+            mark: Some(5),
+            wildcard: false,
+        };
+        let rule = Step::Rule(Rule {
+            family: Family::V4,
+            selector: Selector::Mark(8193),
+            table: 8193,
+        });
+        assert!(need.steps(8193).contains(&rule));
     }
 }

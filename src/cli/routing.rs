@@ -1,0 +1,93 @@
+//! `realpeer routing` and the flags about routing.
+
+use clap::{Arg, CommandFactory};
+
+use super::UsageError;
+use super::flags::{Command, Parsed, ProxyFlags, matches, proxy_flags, refuse};
+use crate::config::{Routing, RoutingMode};
+
+/// What `realpeer routing` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutingAction {
+    /// Put the rules in place.
+    Up,
+    /// Take them away.
+    Down,
+    /// Print what is there.
+    Show,
+}
+
+/// How `realpeer routing show` prints (`-as`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShowAs {
+    /// What is needed and what of it is in place.
+    Table,
+    /// `ip`, `nft` and `sysctl` commands to copy.
+    Commands,
+}
+
+/// Reads what stands behind `realpeer routing`.
+pub fn parse(words: &[String]) -> Result<Command, UsageError> {
+    let command = ProxyFlags::command()
+        .name("realpeer routing up|down|show")
+        .about("Puts the policy routing in place that brings a backend's replies back, takes it away, or shows it.")
+        .before_help(None::<&str>)
+        .arg(
+            Arg::new("as")
+                .long("as")
+                .value_name("FORM")
+                .default_value("table")
+                .value_parser(show_as)
+                .help("show: print a table, or commands to copy"),
+        );
+    match matches(&command, words, true)? {
+        Parsed::Help(text) => Ok(Command::Print(text)),
+        Parsed::Flags(mut matches, rest) => {
+            let action = action(&rest).map_err(|message| refuse(&command, message))?;
+            let form = matches.remove_one("as").unwrap_or(ShowAs::Table);
+            let flags = proxy_flags(&command, &mut matches)?;
+            Ok(Command::Routing(action, form, flags))
+        }
+    }
+}
+
+/// The value of `-routing`.
+pub fn switch(text: &str) -> Result<Routing, String> {
+    match text {
+        "auto" => Ok(Routing::Auto),
+        "off" => Ok(Routing::Off),
+        _ => Err("write auto or off".into()),
+    }
+}
+
+/// The value of `-routing-mode`.
+pub fn mode(text: &str) -> Result<RoutingMode, String> {
+    match text {
+        "auto" => Ok(RoutingMode::Auto),
+        "loopback" => Ok(RoutingMode::Loopback),
+        "mark" => Ok(RoutingMode::Mark),
+        "socket" => Ok(RoutingMode::Socket),
+        "udp-port" => Ok(RoutingMode::UdpPort),
+        _ => Err("write auto, loopback, mark, socket or udp-port".into()),
+    }
+}
+
+fn show_as(text: &str) -> Result<ShowAs, String> {
+    match text {
+        "table" => Ok(ShowAs::Table),
+        "commands" => Ok(ShowAs::Commands),
+        _ => Err("write table or commands".into()),
+    }
+}
+
+fn action(words: &[String]) -> Result<RoutingAction, String> {
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["up"] => Ok(RoutingAction::Up),
+        ["down"] => Ok(RoutingAction::Down),
+        ["show"] => Ok(RoutingAction::Show),
+        [] => Err("routing: say up, down or show".into()),
+        ["up" | "down" | "show", word, ..] | [word, ..] => {
+            Err(format!("routing: say up, down or show, not {word:?}"))
+        }
+    }
+}

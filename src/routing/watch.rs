@@ -1,0 +1,146 @@
+//! Puts back what another program removed, while the proxy runs.
+//!
+//! systemd-networkd removes rules it does not know whenever it restarts; `nft flush ruleset`
+//! takes the socket match away.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, warn};
+
+use super::keeper::Outcome;
+use super::{Keeper, Marks, explain};
+
+/// Changes come in bursts; look once they are over, or almost.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Sysctls change without a word, and messages can get lost.
+const LOOK_ANYWAY: Duration = Duration::from_secs(30);
+/// Between two repairs, doubled each time, so that two programs never fight in a tight loop.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Looks after the routing until it is dropped. `restored` counts the repairs.
+pub async fn watch(keeper: &mut Keeper, marks: &Marks, restored: Arc<AtomicU64>) {
+    let mut changes = Changes::open();
+    let mut pause = Pause::new();
+    loop {
+        changes.wait().await;
+        pause.over().await;
+        let outcomes = match keeper.ensure().await {
+            Ok(outcomes) => outcomes,
+            Err(e) => {
+                pause.lengthen();
+                debug!("routing: cannot look after the rules: {e:#}");
+                continue;
+            }
+        };
+        marks.set(&keeper.needs, &outcomes);
+        let mut repaired = false;
+        for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
+            match outcome {
+                Outcome::InPlace(_) => {}
+                Outcome::PutIn(table) => {
+                    repaired = true;
+                    restored.fetch_add(1, Ordering::Relaxed);
+                    warn!(
+                        "routing: another program removed the way back from {}; it is in place \
+                         again (table {table})",
+                        need.target
+                    );
+                }
+                Outcome::Failed(e) => debug!("{}", explain(need, e)),
+            }
+        }
+        if repaired {
+            pause.lengthen();
+        }
+    }
+}
+
+/// The time that must pass before the next repair.
+struct Pause {
+    length: Duration,
+    until: Instant,
+}
+
+impl Pause {
+    fn new() -> Pause {
+        Pause {
+            length: LEAST_PAUSE,
+            until: Instant::now(),
+        }
+    }
+
+    async fn over(&mut self) {
+        // A minute of peace forgives all.
+        if self.until.elapsed() > LONGEST_PAUSE {
+            self.length = LEAST_PAUSE;
+        }
+        sleep_until(self.until).await;
+    }
+
+    fn lengthen(&mut self) {
+        self.until = Instant::now() + self.length;
+        self.length = (self.length * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// The kernel's announcements. What they say does not matter: the state is looked at anew.
+struct Changes {
+    routes: Option<TokioSocket>,
+    nft: Option<TokioSocket>,
+}
+
+impl Changes {
+    fn open() -> Changes {
+        // linux/rtnetlink.h: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_ROUTE, IPV6_RULE
+        let routes = subscribe(NETLINK_ROUTE, &[1, 5, 7, 8, 11, 19]);
+        // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN
+        let nft = subscribe(NETLINK_NETFILTER, &[7]);
+        for error in [&routes, &nft].into_iter().filter_map(|s| s.as_ref().err()) {
+            debug!("routing: cannot hear of changes, looking twice a minute instead: {error}");
+        }
+        Changes {
+            routes: routes.ok(),
+            nft: nft.ok(),
+        }
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            () = heard(&mut self.routes) => {}
+            () = heard(&mut self.nft) => {}
+            () = sleep(LOOK_ANYWAY) => return,
+        }
+        let settled = Instant::now() + SETTLE;
+        let drain = async {
+            loop {
+                tokio::select! {
+                    () = heard(&mut self.routes) => {}
+                    () = heard(&mut self.nft) => {}
+                }
+            }
+        };
+        _ = timeout(settled - Instant::now(), drain).await;
+    }
+}
+
+fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+    socket.socket_mut().bind(&SocketAddr::new(0, mask))?;
+    Ok(socket)
+}
+
+async fn heard(socket: &mut Option<TokioSocket>) {
+    match socket {
+        // ENOBUFS, when too much happened at once, is a reason to look as well.
+        Some(socket) => _ = socket.recv_from_full().await,
+        None => std::future::pending().await,
+    }
+}
