@@ -24,6 +24,7 @@ use crate::routing::{self, Marks};
 use crate::stats::Count;
 use crate::sys;
 use crate::tcp;
+use crate::udp;
 use crate::upstream;
 
 /// Descriptors that are not connections: standard streams, runtimes, signals, netlink, logs.
@@ -32,13 +33,13 @@ const RESERVED: usize = 32;
 /// Runs the proxy until a signal ends it.
 pub async fn run(settings: Settings) -> Result<()> {
     log::init(settings.verbosity, settings.log_format);
-    if settings.protocol == Protocol::Udp {
-        bail!("-p udp is not there yet");
-    }
     let admission = Admission {
         allowed_subnets: allowed_subnets(&settings)?,
     };
-    let max_connections = max_connections(&settings);
+    let max_connections = match settings.protocol {
+        Protocol::Tcp => max_connections(&settings),
+        Protocol::Udp => max_flows(&settings),
+    };
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
     let routing = routing::install(&settings).await?;
@@ -64,7 +65,10 @@ async fn serve(
     signals: &mut Signals,
 ) -> Result<()> {
     // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
-    let (sockets, listen) = tcp::listener::bind(&settings)?;
+    let (sockets, listen) = match settings.protocol {
+        Protocol::Tcp => tcp::listener::bind(&settings)?,
+        Protocol::Udp => udp::listener::bind(&settings)?,
+    };
     let destinations = Destinations::new(&settings, listen);
     refuse_loops(&settings, &destinations)?;
     let upstream = upstream::Options {
@@ -77,7 +81,7 @@ async fn serve(
         upstream,
         workers,
         max_connections,
-        reporter: Reporter::new(settings.verbosity),
+        reporter: Reporter::new(settings.verbosity, settings.protocol),
         draining: AtomicBool::new(false),
         ended: Notify::new(),
         settings,
@@ -85,9 +89,18 @@ async fn serve(
     let mut listeners = JoinSet::new();
     for (number, socket) in sockets.into_iter().enumerate() {
         let own = number % proxy.workers.len();
-        let run = tcp::listener::run(Arc::clone(&proxy), socket, own);
-        listeners.spawn_on(run, &proxy.workers[own].handle);
-        tracing::info!(listenerNum = number as u64, protocol = "tcp", listenAdr = %listen, "listening");
+        let (shared, worker) = (Arc::clone(&proxy), &proxy.workers[own].handle);
+        let protocol = match proxy.settings.protocol {
+            Protocol::Tcp => {
+                listeners.spawn_on(tcp::listener::run(shared, socket, own), worker);
+                "tcp"
+            }
+            Protocol::Udp => {
+                listeners.spawn_on(udp::listener::run(shared, socket, own), worker);
+                "udp"
+            }
+        };
+        tracing::info!(listenerNum = number as u64, protocol, listenAdr = %listen, "listening");
     }
     tokio::select! {
         name = signals.next() => tracing::info!(signal = name, open = proxy.open() as u64, "stopping"),
@@ -130,6 +143,25 @@ fn max_connections(settings: &Settings) -> usize {
                 carried = carried as u64,
                 limit = limit as u64,
                 "the open-file limit does not carry -max-connections: raise LimitNOFILE"
+            );
+        }
+        return asked;
+    }
+    carried
+}
+
+/// As `max_connections`; a flow takes one descriptor, a listening socket three.
+fn max_flows(settings: &Settings) -> usize {
+    let limit = raise_open_files();
+    let fixed = RESERVED + 3 * settings.listeners + 4 * settings.workers;
+    let carried = limit.saturating_sub(fixed).max(1);
+    if let Some(asked) = settings.max_flows {
+        if asked > carried {
+            tracing::warn!(
+                asked = asked as u64,
+                carried = carried as u64,
+                limit = limit as u64,
+                "the open-file limit does not carry -max-flows: raise LimitNOFILE"
             );
         }
         return asked;

@@ -31,4 +31,5 @@ pub mod routing;
 pub mod stats;
 pub mod sys;
 pub mod tcp;
+pub mod udp;
 pub mod upstream;

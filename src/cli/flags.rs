@@ -11,9 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
 use super::{UsageError, go, usage};
-use crate::config::{
-    LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
-};
+use crate::config::{LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity};
 
 /// What the user asked for.
 #[derive(Debug)]

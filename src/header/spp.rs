@@ -19,7 +19,9 @@ const MAGIC: [u8; 2] = [0x56, 0xec];
 pub fn parse(datagram: &[u8]) -> Result<Header, HeaderError> {
     if !datagram.starts_with(&MAGIC) {
         return Err(HeaderError::Absent(
-            datagram[..datagram.len().min(16)].escape_ascii().to_string(),
+            datagram[..datagram.len().min(16)]
+                .escape_ascii()
+                .to_string(),
         ));
     }
     let Some(header) = datagram.first_chunk::<LEN>() else {

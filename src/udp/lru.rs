@@ -92,11 +92,6 @@ impl<T> Lru<T> {
         self.places.get(key.0 as usize)?.thing.as_ref()
     }
 
-    /// The thing at a place that may be free, to be changed and not counted as used.
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        self.places.get_mut(key.0 as usize)?.thing.as_mut()
-    }
-
     /// The thing at a place that may be free, which is used now.
     pub fn touch(&mut self, key: Key, now: Instant) -> Option<&mut T> {
         self.get(key)?;

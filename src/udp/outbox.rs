@@ -233,7 +233,15 @@ mod tests {
 
     #[test]
     fn runs_of_one_size_leave_together_and_a_shorter_one_ends_a_run() {
-        let sizes = [(1, 50), (1, 50), (1, 20), (1, 20), (1, 30), (2, 30), (2, 30)];
+        let sizes = [
+            (1, 50),
+            (1, 50),
+            (1, 20),
+            (1, 20),
+            (1, 30),
+            (2, 30),
+            (2, 30),
+        ];
         let expected = [(3, 120), (1, 20), (1, 30), (2, 60)];
         assert_eq!(parcels(&sizes, 0, usize::MAX), expected);
     }
