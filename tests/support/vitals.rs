@@ -60,11 +60,15 @@ pub fn allow_many_descriptors() {
 
 /// Lets it open no further descriptor, by lowering the soft limit to the first free number.
 pub fn forbid_descriptors(host: &Host, process: &Running) {
+    set_soft_limit(host, process, first_free(process));
+}
+
+/// The lowest number that it would give to a new descriptor.
+pub fn first_free(process: &Running) -> u64 {
     let open = open_numbers(process);
-    let first_free = (0..)
+    (0..)
         .find(|number| !open.contains(number))
-        .expect("some number is free");
-    set_soft_limit(host, process, first_free);
+        .expect("some number is free")
 }
 
 /// Sets its soft limit of open files.
