@@ -408,8 +408,8 @@ fn sending_breaks(mut stream: &TcpStream) -> bool {
     stream
         .set_write_timeout(Some(DEADLINE))
         .expect("set a write timeout");
-    match stream.write(b"anybody there?") {
-        Ok(_) => false,
+    match stream.write_all(b"anybody there?") {
+        Ok(()) => false,
         Err(e) => matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
     }
 }
