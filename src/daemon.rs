@@ -15,6 +15,7 @@ use crate::addr::TargetAddr;
 use crate::admission::Admission;
 use crate::config::{Protocol, Settings};
 use crate::destination::Destinations;
+use crate::doctor;
 use crate::limits;
 use crate::log;
 use crate::networks::Networks;
@@ -37,6 +38,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
     let routing = routing::install(&settings).await?;
+    doctor::warn_at_start(&settings).await;
     let result = serve(
         settings,
         admission,

@@ -8,7 +8,7 @@ use socket2::{Domain, Socket, Type};
 use super::check::Check;
 use crate::config::Settings;
 use crate::limits;
-use crate::routing::plan::Family;
+use crate::routing::family::Family;
 
 const CAP_NET_ADMIN: u32 = 12;
 
