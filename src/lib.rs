@@ -21,6 +21,7 @@ pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod destination;
+pub mod doctor;
 pub mod header;
 pub mod log;
 pub mod networks;

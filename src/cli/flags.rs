@@ -10,7 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
-use super::{UsageError, go, usage};
+use super::{UsageError, doctor, go, usage};
 use crate::config::{LogFormat, Protocol, Routing, RoutingMode, SourcePort, Verbosity};
 
 /// What the user asked for.
@@ -20,6 +20,8 @@ pub enum Command {
     Proxy(ProxyFlags),
     /// `realpeer routing up|down|show` with the proxy's flags.
     Routing(RoutingAction, ShowAs, ProxyFlags),
+    /// `realpeer doctor` with the proxy's flags.
+    Doctor(crate::doctor::Options, ProxyFlags),
     /// `realpeer demo`.
     Demo,
     /// Print this and exit 0: help or the version.
@@ -36,7 +38,8 @@ pub enum Command {
     about = "realpeer takes PROXY-protocol connections from a load balancer and passes them on\n\
              from the client's own address and port, so that the backend sees the real peer.",
     before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
-                   realpeer routing up|down|show [FLAGS] the policy routing that brings replies back",
+                   realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
+                   realpeer doctor [FLAGS]               what is wrong, and what mends it",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
 pub struct ProxyFlags {
@@ -141,6 +144,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
             &words[1..],
             Command::Demo,
         ),
+        Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
         _ => proxy(words),
     }

@@ -1,5 +1,6 @@
 //! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
 
+mod doctor;
 mod flags;
 mod go;
 mod routing;

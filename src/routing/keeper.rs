@@ -45,6 +45,20 @@ impl Keeper {
         Ok(outcomes)
     }
 
+    /// As `ensure`, but puts nothing in.
+    pub async fn look(&self) -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        for need in &self.needs {
+            let missing = || Outcome::Failed(io::ErrorKind::NotFound.into());
+            outcomes.push(
+                self.serving(need)
+                    .await?
+                    .map_or_else(missing, Outcome::InPlace),
+            );
+        }
+        Ok(outcomes)
+    }
+
     async fn ensure_one(&mut self, i: usize) -> Result<Outcome> {
         if let Some(table) = self.serving(&self.needs[i]).await? {
             return Ok(Outcome::InPlace(table));
@@ -81,19 +95,36 @@ impl Keeper {
             .ask(&need.reply(table, interface))
             .await
             .context("the kernel does not answer a route look-up")?;
-        let home = answer.is_some_and(|answer| answer.local && self.counts(answer.table));
-        Ok(home
-            && match need.way {
-                Way::Loopback | Way::UdpPort => true,
-                Way::Mark => fwmark_accept(),
-                Way::Socket => nft::has_table(&nft::table_name(table))?,
-            })
+        let Some(answer) = answer.filter(|answer| answer.local) else {
+            return Ok(false);
+        };
+        // Another proxy's rules may stand in front of ours, but they go when it ends.
+        if INSTANCE_TABLES.contains(&answer.table) && !self.owns_whole(need, table).await? {
+            return Ok(false);
+        }
+        Ok(match need.way {
+            Way::Loopback | Way::UdpPort => true,
+            Way::Mark => fwmark_accept(),
+            Way::Socket => nft::has_table(&nft::table_name(table))?,
+        })
     }
 
-    /// Another proxy's rules do not count: they go when it ends.
-    fn counts(&self, table: u32) -> bool {
-        let own = self.lock.as_ref().map(|lock| lock.table);
-        !INSTANCE_TABLES.contains(&table) || own == Some(table)
+    /// True if `table` is ours and all that `need` wants of it is there.
+    async fn owns_whole(&self, need: &Need, table: u32) -> Result<bool> {
+        if self.lock.as_ref().is_none_or(|lock| lock.table != table) {
+            return Ok(false);
+        }
+        for step in need.steps(table) {
+            let there = match &step {
+                Step::Rule(rule) => self.kernel.find_rule(rule).await?.is_some(),
+                Step::Route(route) => self.kernel.has_route(route).await?,
+                Step::FwmarkAccept | Step::SocketMatch { .. } => true,
+            };
+            if !there {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn own_table(&mut self) -> Result<u32> {

@@ -254,7 +254,9 @@ async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
             }
             Outcome::Failed(e) => failed = Some(explain(need, &e)),
         }
-        warn_of_udp_port(need);
+        if let Some(caution) = caution(need) {
+            eprintln!("warning: {caution}");
+        }
     }
     failed.map_or(Ok(()), |message| bail!("{message}"))
 }
@@ -301,7 +303,9 @@ fn say(need: &Need, outcome: &Outcome) {
                 "routing: replies of {} come back by table {table} ({} way), until this exits",
                 need.target, need.way
             );
-            warn_of_udp_port(need);
+            if let Some(caution) = caution(need) {
+                warn!("routing: {caution}");
+            }
         }
         Outcome::Failed(e) if is_excused(need, e) => {
             info!("routing: {} is left out: {e}", need.target);
@@ -310,13 +314,14 @@ fn say(need: &Need, outcome: &Outcome) {
     }
 }
 
-fn warn_of_udp_port(need: &Need) {
-    if need.way == Way::UdpPort {
-        warn!(
-            "routing: who speaks to UDP port {} directly, not through the proxy, gets no reply now",
+/// The price of the port rule.
+fn caution(need: &Need) -> Option<String> {
+    (need.way == Way::UdpPort).then(|| {
+        format!(
+            "who speaks to UDP port {} directly, not through the proxy, gets no reply now",
             need.target.port()
-        );
-    }
+        )
+    })
 }
 
 /// A host without IPv6 is no fault while nobody asked for an IPv6 target.

@@ -25,7 +25,8 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
         target: None,
     };
     let began = Instant::now();
-    let session = match story.open(socket).await {
+    // Boxed, because it needs room that an open connection should not keep.
+    let session = match Box::pin(story.open(socket)).await {
         Ok(session) => session,
         Err(refusal) => return story.refused(&refusal),
     };
@@ -33,8 +34,9 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
     let mut relay = Relay::new(
         &session.client,
         &session.backend,
-        session.unsent,
         session.sent,
+        session.unsent,
+        session.more,
     );
     let end = (&mut relay).await;
     let (up, down) = relay.moved();
@@ -66,10 +68,12 @@ struct Story {
 struct Session {
     client: Stream,
     backend: Stream,
-    /// What followed the header and the backend has not taken yet.
-    unsent: Vec<u8>,
     /// Bytes behind the header that the backend has taken.
     sent: usize,
+    /// Those that it has not taken yet.
+    unsent: Vec<u8>,
+    /// Others may wait to be read.
+    more: bool,
     unique_id: Option<Box<[u8]>>,
 }
 
@@ -77,7 +81,11 @@ impl Story {
     async fn open(&mut self, socket: OwnedFd) -> Result<Session, Refusal> {
         let client = Stream::new(socket).map_err(Refusal::HeaderRead)?;
         let patience = self.proxy().settings.header_timeout;
-        let (header, mut unsent) = timeout(patience, read_header(&client))
+        let Head {
+            header,
+            rest: mut unsent,
+            more,
+        } = timeout(patience, read_header(&client))
             .await
             .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?;
         let (claimed, target) =
@@ -93,8 +101,9 @@ impl Story {
         Ok(Session {
             client,
             backend,
-            unsent,
             sent,
+            unsent,
+            more,
             unique_id: header.unique_id,
         })
     }
@@ -210,26 +219,35 @@ fn words(end: &End) -> String {
     }
 }
 
-/// Reads a header in however many pieces it comes; with it come the bytes that followed it.
-/// A peer that is silent holds no memory for it, one that is slow only what it sent.
-async fn read_header(peer: &Stream) -> Result<(Header, Vec<u8>), Refusal> {
+/// A whole header, and what came with it.
+struct Head {
+    header: Header,
+    /// Bytes that followed it.
+    rest: Vec<u8>,
+    /// Others may wait to be read.
+    more: bool,
+}
+
+/// Reads a header in however many pieces it comes. A peer that is silent holds no memory for it,
+/// one that is slow only what it sent.
+async fn read_header(peer: &Stream) -> Result<Head, Refusal> {
     let mut bytes = Vec::new();
     loop {
         let read = relay::with_buffer(|buffer| {
             let n = peer.recv(buffer)?;
             bytes.extend_from_slice(&buffer[..n]);
-            Ok(n)
+            Ok((n, n == buffer.len()))
         });
         match read {
-            Ok(0) if bytes.is_empty() => return Err(Refusal::Silent),
-            Ok(0) => return Err(Refusal::HeaderCut),
-            Ok(_) => {
+            Ok((0, _)) if bytes.is_empty() => return Err(Refusal::Silent),
+            Ok((0, _)) => return Err(Refusal::HeaderCut),
+            Ok((_, more)) => {
                 if let Progress::Complete(header) = header::parse(&bytes, Transport::Stream)? {
                     let rest = bytes.split_off(header.len);
-                    return Ok((header, rest));
+                    return Ok(Head { header, rest, more });
                 }
             }
-            Err::<usize, io::Error>(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err::<_, io::Error>(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 peer.readable().await.map_err(Refusal::HeaderRead)?;
             }
             Err(e) => return Err(Refusal::HeaderRead(e)),
