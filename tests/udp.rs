@@ -241,10 +241,10 @@ fn any_port_is_never_the_clients() {
 
 #[test]
 fn silence_ends_a_flow_and_its_end_is_told() {
-    let scene = Scene::new(&["-v", "2", "-close-after", "300ms"]);
+    let scene = Scene::new(&["-v", "2", "-close-after", "1s"]);
     let near = scene.socket();
-    let before = support::vitals::descriptors(&scene.proxy);
     scene.converse(&near, CLIENT);
+    let open = support::vitals::descriptors(&scene.proxy);
     let line = scene.proxy.wait_for_line("flow closed");
     for field in [
         r#""clientAddr":"203.0.113.7:40000""#,
@@ -257,7 +257,7 @@ fn silence_ends_a_flow_and_its_end_is_told() {
         assert!(line.contains(field), "{line} lacks {field}");
     }
     wait_until("its socket is closed", || {
-        support::vitals::descriptors(&scene.proxy) == before
+        support::vitals::descriptors(&scene.proxy) == open - 1
     });
     scene.converse(&near, CLIENT);
 }
@@ -266,6 +266,7 @@ fn silence_ends_a_flow_and_its_end_is_told() {
 fn a_flow_holds_one_descriptor() {
     let scene = Scene::new(&[]);
     let near = scene.socket();
+    scene.converse(&near, CLIENT);
     let before = support::vitals::descriptors(&scene.proxy);
     for i in 0..100 {
         scene.converse(&near, &format!("203.0.113.{i}:5000"));
@@ -343,9 +344,12 @@ fn other_icmp_errors_leave_the_flow_usable() {
     ] {
         for hook in ["input", "output"] {
             let chain = format!("type filter hook {hook} priority 0;");
-            let rule = format!("ip daddr 127.0.0.1 udp dport 9000 reject with icmp {kind};");
-            let table = format!("table inet broken {{ chain c {{ {chain} {rule} }} }}");
-            scene.server.run(&["nft", &table]);
+            let rule = format!("ip daddr 127.0.0.1 udp dport 9000 reject with icmp {kind}");
+            scene.server.run(&["nft", "add table inet broken"]);
+            let chain = format!("add chain inet broken c {{ {chain} }}");
+            scene.server.run(&["nft", &chain]);
+            let rule = format!("add rule inet broken c {rule}");
+            scene.server.run(&["nft", &rule]);
             for _ in 0..3 {
                 near.send(&every(CLIENT, b"lost")).unwrap();
                 // A datagram that goes elsewhere tells that the one before was sent.

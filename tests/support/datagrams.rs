@@ -1,11 +1,12 @@
 //! The scene of the UDP stories: a load balancer and a server on one wire, on the server the proxy
 //! and a backend for each family. The test plays the load balancer and the backends.
 
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use super::header::{DGRAM, INET, INET6, PROXY as COMMAND, V2, addresses};
 use super::stage::{VISITED, VISITED6, wire};
-use super::{DEADLINE, Host, Program, Running, addr};
+use super::{DEADLINE, Host, Program, Running, addr, wait_until};
 
 /// Where the proxy listens, by two of the server's addresses and in both families.
 pub const PROXY: &str = "192.0.2.10:2222";
@@ -121,7 +122,18 @@ pub fn start(server: &Host, flags: &[&str]) -> Running {
 /// A UDP socket on a host, which never blocks for ever.
 #[track_caller]
 pub fn open(host: &Host, address: &str) -> UdpSocket {
-    let socket = host.enter(|| UdpSocket::bind(addr(address)));
+    let mut socket = None;
+    // A program that another test just starts holds a copy of each socket until its exec: an
+    // address may still be taken after its socket is closed.
+    wait_until(&format!("{address} can be bound"), || {
+        let bound = host.enter(|| UdpSocket::bind(addr(address)));
+        let taken = |e: &io::Error| e.kind() == io::ErrorKind::AddrInUse;
+        if !bound.as_ref().is_err_and(taken) {
+            socket = Some(bound);
+        }
+        socket.is_some()
+    });
+    let socket = socket.expect("the wait is over");
     let socket = socket.unwrap_or_else(|e| panic!("cannot bind {address}: {e}"));
     socket
         .set_read_timeout(Some(DEADLINE))
