@@ -1,7 +1,6 @@
 //! One client's story, top to bottom: header, destination, upstream, relay.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,8 @@ use crate::header::{self, Header, Progress, Transport};
 use crate::proxy::{Proxy, Slot};
 use crate::refusal::Refusal;
 use crate::stats::{Count, Stats};
-use crate::upstream::{self, UpstreamError};
+use crate::sys::socket::is_local;
+use crate::upstream::{self, Kind, UpstreamError};
 
 /// Serves an accepted connection to its end.
 pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
@@ -96,7 +96,12 @@ impl Story {
         if let header::Claim::Client { source, .. } = header.claim {
             self.proxy().admission.client(self.peer, source)?;
         }
-        let (backend, sent) = self.reach(claimed, target, &unsent).await?;
+        let reached = self.reach(claimed, target, &unsent).await;
+        if reached.is_err() {
+            // As a client is told that connects to a backend without a proxy between.
+            client.reset_on_close();
+        }
+        let (backend, sent) = reached?;
         unsent.drain(..sent);
         Ok(Session {
             client,
@@ -116,7 +121,7 @@ impl Story {
         target: TargetAddr,
         first: &[u8],
     ) -> Result<(Stream, usize), UpstreamError> {
-        let connecting = upstream::connect(client, target, &self.proxy().upstream)?;
+        let connecting = upstream::connect(client, target, Kind::Stream, &self.proxy().upstream)?;
         if connecting.port_replaced {
             self.port_replaced(client);
         }
@@ -253,17 +258,4 @@ async fn read_header(peer: &Stream) -> Result<Head, Refusal> {
             Err(e) => return Err(Refusal::HeaderRead(e)),
         }
     }
-}
-
-/// Whether an address is on one of this host's interfaces. When they cannot be listed, no.
-pub fn is_local(ip: IpAddr) -> bool {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
-        return false;
-    };
-    let mut addresses = interfaces.filter_map(|interface| interface.address);
-    addresses.any(|address| {
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
-        let v6 = address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip()));
-        v4.or(v6) == Some(ip)
-    })
 }

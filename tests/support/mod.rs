@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod datagrams;
 pub mod header;
 pub mod host;
 pub mod program;
