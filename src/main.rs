@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use realpeer::cli::{self, Command};
 use realpeer::config::Settings;
-use realpeer::{daemon, demo, routing};
+use realpeer::{control, daemon, demo, routing};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("realpeer: {error:#}");
-            ExitCode::FAILURE
+            let code = error.downcast_ref().map(control::Failure::exit_code);
+            ExitCode::from(code.unwrap_or(1))
         }
     }
 }
@@ -35,6 +36,7 @@ fn run(command: Command) -> Result<()> {
         Command::Routing(action, form, flags) => {
             routing::command(action, form, &Settings::resolve(flags)?)
         }
+        Command::Ctl(flags) => Ok(control::run(&flags)?),
         Command::Demo => demo::run(),
         Command::Print(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
     }

@@ -1,11 +1,13 @@
 //! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
 
+mod control;
 mod flags;
 mod go;
 mod routing;
 mod usage;
 mod value;
 
+pub use control::{CtlAction, CtlFlags};
 pub use flags::{Command, ProxyFlags, parse};
 pub use routing::{RoutingAction, ShowAs};
 pub use value::HostPort;
