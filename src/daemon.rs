@@ -175,13 +175,10 @@ fn allowed_subnets(settings: &Settings) -> Result<Option<Networks>> {
     Networks::load(path).context("-allowed-subnets").map(Some)
 }
 
-/// Raises the open-file limit as far as it goes, and works out how many connections it carries:
-/// two descriptors each, and the pipes that bulk transfers share.
+/// Raises the open-file limit as far as it goes, and says how many connections may be open.
 fn max_connections(settings: &Settings) -> usize {
     let limit = raise_open_files();
-    let pipes = (2 * tcp::PIPES_A_WORKER * settings.workers).min(limit / 8);
-    let fixed = RESERVED + settings.listeners + 4 * settings.workers + pipes;
-    let carried = (limit.saturating_sub(fixed) / 2).max(1);
+    let carried = carried(settings, limit);
     if let Some(asked) = settings.max_connections {
         if asked > carried {
             tracing::warn!(
@@ -194,6 +191,14 @@ fn max_connections(settings: &Settings) -> usize {
         return asked;
     }
     carried
+}
+
+/// How many connections so many open files carry: two descriptors each, and the pipes that bulk
+/// transfers share.
+pub fn carried(settings: &Settings, limit: usize) -> usize {
+    let pipes = (2 * tcp::PIPES_A_WORKER * settings.workers).min(limit / 8);
+    let fixed = RESERVED + settings.listeners + 4 * settings.workers + pipes;
+    (limit.saturating_sub(fixed) / 2).max(1)
 }
 
 fn raise_open_files() -> usize {

@@ -23,6 +23,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod destination;
+pub mod doctor;
 pub mod header;
 pub mod log;
 pub mod networks;

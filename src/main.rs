@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use realpeer::cli::{self, Command};
 use realpeer::config::Settings;
-use realpeer::{control, daemon, demo, routing};
+use realpeer::{control, daemon, demo, doctor, routing};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
         }
     };
     match run(command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("realpeer: {error:#}");
             let code = error.downcast_ref().map(control::Failure::exit_code);
@@ -30,16 +31,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+/// Whether all is well: the doctor may say no without an error.
+fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Proxy(flags) => wait(daemon::run(Settings::resolve(flags)?)),
+        Command::Proxy(flags) => wait(daemon::run(Settings::resolve(flags)?))?,
         Command::Routing(action, form, flags) => {
-            routing::command(action, form, &Settings::resolve(flags)?)
+            routing::command(action, form, &Settings::resolve(flags)?)?;
         }
-        Command::Ctl(flags) => Ok(control::run(&flags)?),
-        Command::Demo => demo::run(),
-        Command::Print(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
+        Command::Doctor(options, flags) => {
+            return doctor::command(&Settings::resolve(flags)?, &options);
+        }
+        Command::Ctl(flags) => control::run(&flags)?,
+        Command::Demo => demo::run()?,
+        Command::Print(text) => std::io::stdout().write_all(text.as_bytes())?,
     }
+    Ok(true)
 }
 
 /// Runs a task to its end on the main thread.

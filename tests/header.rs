@@ -286,6 +286,10 @@ fn a_bad_header_is_closed_at_once_without_waiting_for_more() {
         "PROXY TCP4 2001:db8::7 198.51.100.1 40000 22\r\n",
         "PROXY TCP6 203.0.113.7 198.51.100.1 40000 22\r\n",
         "PROXY TCP4 localhost 198.51.100.1 40000 22\r\n",
+        "PROXY TCP4 203.0.113.7 999.51.100.1 40000 22\r\n",
+        "PROXY TCP4 203.0.113.7 198.51.100.1 40000 65536\r\n",
+        "PROXY TCP6 fe80::7%lo 2001:db8::1 40000 22\r\n",
+        "PROXY TCP6 2001:db8::7::1 2001:db8::1 40000 22\r\n",
         &long,
     ]
     .map(Vec::from)

@@ -11,7 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
-use super::{UsageError, go, usage};
+use super::{UsageError, doctor, go, usage};
 use crate::config::{Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, Verbosity};
 
 /// What the user asked for.
@@ -23,6 +23,8 @@ pub enum Command {
     Routing(RoutingAction, ShowAs, ProxyFlags),
     /// `realpeer ctl`.
     Ctl(CtlFlags),
+    /// `realpeer doctor` with the proxy's flags.
+    Doctor(crate::doctor::Options, ProxyFlags),
     /// `realpeer demo`.
     Demo,
     /// Print this and exit 0: help or the version.
@@ -40,7 +42,8 @@ pub enum Command {
              from the client's own address and port, so that the backend sees the real peer.",
     before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
                    realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
-                   realpeer ctl status|connections|kill|ban|unban|bans  look at and steer a running proxy",
+                   realpeer ctl status|connections|kill|ban|unban|bans  look at and steer a running proxy\n  \
+                   realpeer doctor [FLAGS]               what is wrong, and what mends it",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
 pub struct ProxyFlags {
@@ -169,6 +172,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
             &words[1..],
             Command::Demo,
         ),
+        Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
         Some("ctl") => control::parse(&words[1..]),
         _ => proxy(words),

@@ -1,6 +1,7 @@
 //! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
 
 mod control;
+mod doctor;
 mod flags;
 mod go;
 mod routing;

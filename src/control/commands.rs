@@ -150,7 +150,7 @@ impl Office {
         });
         tracing::info!(
             network = %network,
-            seconds = length,
+            seconds = length.map(|seconds| seconds.ceil() as u64),
             reason = ban.reason,
             listener = ban.listener,
             killed = killed as u64,

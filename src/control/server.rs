@@ -28,8 +28,8 @@ const CHUNK: usize = 64 << 10;
 /// How long a client may be silent, or not read.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// After so much work a client waits four times as long as the work took.
-const TURN: Duration = Duration::from_millis(1);
+/// After so much work for a client the client waits as long again.
+const TURN: Duration = Duration::from_millis(10);
 
 /// Serves clients for ever.
 pub async fn serve(bound: Bound, office: Arc<Office>) -> io::Result<()> {
@@ -70,7 +70,7 @@ async fn converse(stream: UnixStream, office: &Office) -> io::Result<()> {
         busy += began.elapsed();
         send(&mut output, &answer).await?;
         if busy > TURN {
-            sleep(4 * busy).await;
+            sleep(busy).await;
             busy = Duration::ZERO;
         }
     }

@@ -125,4 +125,46 @@ mod tests {
         let error = parse(b"\x1b[2J\n", Transport::Stream).unwrap_err();
         assert!(error.to_string().is_ascii() && !error.to_string().contains(['\x1b', '\n']));
     }
+
+    /// Headers with some bytes spoilt, cut everywhere: nothing panics, an error stays an error
+    /// however many bytes follow, and a complete header stays the same.
+    #[test]
+    fn every_verdict_is_final() {
+        let crc = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x13\xcb\0\x71\x09\xc0\0\x02\x01\xc8\x22\0\x16\x03\0\x04abcd";
+        let seeds: [&[u8]; 5] = [
+            b"PROXY TCP4 203.0.113.9 192.0.2.1 51234 22\r\nx",
+            b"PROXY TCP6 2001:db8::9 2001:db8::1 1 65535\r\n",
+            b"PROXY UNKNOWN a b\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x28\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x09\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\0\x01\0\x16\x05\0\x01i",
+            crc,
+        ];
+        let spoilers = b"\0\r\n +-.:09AZaf\xff\x20\x21\x11\x31\x03";
+        // A linear congruential generator (Knuth's MMIX constants): the same bytes in each run.
+        let mut state = 1u64;
+        let mut below = |n: usize| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) as usize % n
+        };
+        for _ in 0..20_000 {
+            let mut bytes = seeds[below(seeds.len())].to_vec();
+            for _ in 0..below(4) {
+                let at = below(bytes.len());
+                bytes[at] = spoilers[below(spoilers.len())];
+            }
+            let mut verdict = None;
+            for cut in 0..=bytes.len() {
+                let now = parse(&bytes[..cut], Transport::Stream);
+                match (&verdict, &now) {
+                    (Some(Err(_)), _) => assert!(now.is_err(), "{} at {cut}", bytes.escape_ascii()),
+                    (Some(earlier), _) => {
+                        assert_eq!(earlier, &now, "{} at {cut}", bytes.escape_ascii())
+                    }
+                    (None, Ok(Progress::NeedMore(n))) => assert!(*n > 0),
+                    (None, _) => verdict = Some(now),
+                }
+            }
+        }
+    }
 }

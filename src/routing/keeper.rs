@@ -45,6 +45,20 @@ impl Keeper {
         Ok(outcomes)
     }
 
+    /// As `ensure`, but puts nothing in.
+    pub async fn look(&self) -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        for need in &self.needs {
+            let missing = || Outcome::Failed(io::ErrorKind::NotFound.into());
+            outcomes.push(
+                self.serving(need)
+                    .await?
+                    .map_or_else(missing, Outcome::InPlace),
+            );
+        }
+        Ok(outcomes)
+    }
+
     async fn ensure_one(&mut self, i: usize) -> Result<Outcome> {
         if let Some(table) = self.serving(&self.needs[i]).await? {
             return Ok(Outcome::InPlace(table));

@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::IpProtocol;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -37,6 +38,8 @@ pub struct Answer {
     pub table: u32,
     /// The interface it leaves by.
     pub interface: Option<u32>,
+    /// The next router on its way.
+    pub gateway: Option<IpAddr>,
 }
 
 impl Kernel {
@@ -57,6 +60,11 @@ impl Kernel {
                 table: route_table(route),
                 interface: route.attributes.iter().find_map(|a| match a {
                     RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                }),
+                gateway: route.attributes.iter().find_map(|a| match a {
+                    RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+                    RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
                     _ => None,
                 }),
             })),
@@ -83,6 +91,20 @@ impl Kernel {
             Some(answer) => (Place::Behind, answer.interface),
             None => (Place::Behind, None),
         })
+    }
+
+    /// True if the interface is a bridge, such as containers are attached to.
+    pub async fn is_bridge(&self, interface: u32) -> io::Result<bool> {
+        let links = collect(self.0.link().get().match_index(interface).execute()).await?;
+        let kinds = links
+            .iter()
+            .flat_map(|link| &link.attributes)
+            .filter_map(|a| match a {
+                LinkAttribute::LinkInfo(infos) => Some(infos),
+                _ => None,
+            });
+        let is_bridge = |info: &LinkInfo| *info == LinkInfo::Kind(InfoKind::Bridge);
+        Ok(kinds.flatten().any(is_bridge))
     }
 
     /// All policy rules of one family. Empty where the kernel has no such family.

@@ -12,8 +12,7 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 use rtnetlink::packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
@@ -158,7 +157,11 @@ pub fn load(register: Register, data: DataAttribute) -> Expressions {
 
 /// Carries out all messages in one transaction, or none.
 pub fn commit(messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
-    let socket = open()?;
+    commit_on(&open()?, messages)
+}
+
+/// As `commit`, on a socket that will own the tables with `flags owner`: they go when it closes.
+pub fn commit_on(socket: &Socket, messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
     let mut packet = Vec::new();
     let wanted = messages.len();
     let mark = |message| (NetfilterMessageInner::from(message), 0, SUBSYSTEM);
@@ -174,7 +177,7 @@ pub fn commit(messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
     socket.send(&packet, 0)?;
     let mut acknowledged = 0;
     while acknowledged < wanted {
-        for message in receive(&socket)? {
+        for message in receive(socket)? {
             if let NetlinkPayload::Error(error) = message.payload {
                 if error.code.is_some() {
                     return Err(error.to_io());
@@ -184,27 +187,6 @@ pub fn commit(messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Asks for a list.
-#[expect(dead_code)]
-pub fn dump(request: NfTablesMessage) -> io::Result<Vec<NfTablesMessage>> {
-    let socket = open()?;
-    socket.send(&encode(request.into(), NLM_F_DUMP, 0, 0), 0)?;
-    let mut found = Vec::new();
-    loop {
-        for message in receive(&socket)? {
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(NetfilterMessage {
-                    inner: NetfilterMessageInner::NfTables(message),
-                    ..
-                }) => found.push(message),
-                _ => {}
-            }
-        }
-    }
 }
 
 /// Asks for one thing.
@@ -223,7 +205,27 @@ fn ask(request: NfTablesMessage) -> io::Result<()> {
     }
 }
 
-fn open() -> io::Result<Socket> {
+/// A socket that hears of each rule that a traced packet passes.
+pub fn listen_to_traces() -> io::Result<Socket> {
+    const NFNLGRP_NFTRACE: u32 = 9;
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.add_membership(NFNLGRP_NFTRACE)?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// The messages that wait on a non-blocking socket; `None` if there are none.
+pub fn waiting(socket: &Socket) -> io::Result<Option<Vec<NetlinkMessage<NetfilterMessage>>>> {
+    match receive(socket) {
+        Ok(messages) => Ok(Some(messages)),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A connection to the kernel's nftables.
+pub fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

@@ -219,8 +219,8 @@ impl Family {
     /// An address that no host owns (RFC 5737, RFC 3849), to stand for a client.
     pub fn stranger(self) -> IpAddr {
         match self {
-            Family::V4 => Ipv4Addr::new(203, 0, 113, 77).into(),
-            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 77).into(),
+            Family::V4 => Ipv4Addr::new(203, 0, 113, 251).into(),
+            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x251).into(),
         }
     }
 }

@@ -42,7 +42,8 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
         orderly: false,
         slot,
     };
-    match story.open().await {
+    // Boxed, because it needs room that an open connection should not keep.
+    match Box::pin(story.open()).await {
         Ok(session) => story.orderly = story.carry(session).await,
         Err(refusal) => {
             story.refused(&refusal);
@@ -77,17 +78,23 @@ impl Drop for Story {
 /// Both sides connected.
 struct Session {
     backend: Stream,
-    /// What followed the header and the backend has not taken yet.
-    unsent: Vec<u8>,
     /// Bytes behind the header that the backend has taken.
     sent: usize,
+    /// Those that it has not taken yet.
+    unsent: Vec<u8>,
+    /// Others may wait to be read.
+    more: bool,
     unique_id: Option<Box<[u8]>>,
 }
 
 impl Story {
     async fn open(&mut self) -> Result<Session, Refusal> {
         let patience = self.proxy().settings.header_timeout;
-        let (header, mut unsent) = timeout(patience, read_header(&self.near))
+        let Head {
+            header,
+            rest: mut unsent,
+            more,
+        } = timeout(patience, read_header(&self.near))
             .await
             .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?;
         let (claimed, target) =
@@ -108,8 +115,9 @@ impl Story {
         unsent.drain(..sent);
         Ok(Session {
             backend,
-            unsent,
             sent,
+            unsent,
+            more,
             unique_id: header.unique_id,
         })
     }
@@ -119,7 +127,13 @@ impl Story {
         self.stats(Count::Served, 1);
         let backend = session.backend;
         let mut carrying = Carrying {
-            relay: Relay::new(&self.near, &backend, session.unsent, session.sent),
+            relay: Relay::new(
+                &self.near,
+                &backend,
+                session.sent,
+                session.unsent,
+                session.more,
+            ),
             story: self,
             backend: &backend,
             unique_id: session.unique_id,
@@ -273,26 +287,35 @@ fn words(end: &End) -> String {
     }
 }
 
-/// Reads a header in however many pieces it comes; with it come the bytes that followed it.
-/// A peer that is silent holds no memory for it, one that is slow only what it sent.
-async fn read_header(peer: &Stream) -> Result<(Header, Vec<u8>), Refusal> {
+/// A whole header, and what came with it.
+struct Head {
+    header: Header,
+    /// Bytes that followed it.
+    rest: Vec<u8>,
+    /// Others may wait to be read.
+    more: bool,
+}
+
+/// Reads a header in however many pieces it comes. A peer that is silent holds no memory for it,
+/// one that is slow only what it sent.
+async fn read_header(peer: &Stream) -> Result<Head, Refusal> {
     let mut bytes = Vec::new();
     loop {
         let read = relay::with_buffer(|buffer| {
             let n = peer.recv(buffer)?;
             bytes.extend_from_slice(&buffer[..n]);
-            Ok(n)
+            Ok((n, n == buffer.len()))
         });
         match read {
-            Ok(0) if bytes.is_empty() => return Err(Refusal::Silent),
-            Ok(0) => return Err(Refusal::HeaderCut),
-            Ok(_) => {
+            Ok((0, _)) if bytes.is_empty() => return Err(Refusal::Silent),
+            Ok((0, _)) => return Err(Refusal::HeaderCut),
+            Ok((_, more)) => {
                 if let Progress::Complete(header) = header::parse(&bytes, Transport::Stream)? {
                     let rest = bytes.split_off(header.len);
-                    return Ok((header, rest));
+                    return Ok(Head { header, rest, more });
                 }
             }
-            Err::<usize, io::Error>(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err::<_, io::Error>(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 peer.readable().await.map_err(Refusal::HeaderRead)?;
             }
             Err(e) => return Err(Refusal::HeaderRead(e)),

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
@@ -29,6 +31,13 @@ pub struct Pipe {
     write: OwnedFd,
     capacity: usize,
     len: usize,
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pipe {
@@ -66,7 +75,8 @@ fn splice_once(from: impl AsFd, to: impl AsFd, len: usize) -> io::Result<usize> 
 #[derive(Debug, Default)]
 pub struct Pipes {
     spare: Vec<Pipe>,
-    open: usize,
+    /// Leased and spare ones. A leased one may end with its connection instead of coming back.
+    open: Arc<AtomicUsize>,
     pause: u32,
 }
 
@@ -80,14 +90,11 @@ impl Pipes {
             self.pause -= 1;
             return None;
         }
-        if self.open >= MOST {
+        if self.open.load(Ordering::Relaxed) >= MOST {
             return None;
         }
-        match create() {
-            Ok(pipe) => {
-                self.open += 1;
-                Some(pipe)
-            }
+        match create(&self.open) {
+            Ok(pipe) => Some(pipe),
             Err(error) => {
                 tracing::debug!(%error, "no pipe for splice, reading and writing instead");
                 self.pause = PAUSE;
@@ -100,13 +107,11 @@ impl Pipes {
     pub fn give_back(&mut self, pipe: Pipe) {
         if pipe.len == 0 && self.spare.len() < SPARE {
             self.spare.push(pipe);
-        } else {
-            self.open -= 1;
         }
     }
 }
 
-fn create() -> nix::Result<Pipe> {
+fn create(open: &Arc<AtomicUsize>) -> nix::Result<Pipe> {
     let (read, write) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
     // A user over its limit keeps the size the pipe was born with.
     let asked = fcntl(&write, FcntlArg::F_SETPIPE_SZ(CAPACITY as i32));
@@ -115,11 +120,13 @@ fn create() -> nix::Result<Pipe> {
     if capacity < LEAST {
         return Err(nix::Error::EPERM);
     }
+    open.fetch_add(1, Ordering::Relaxed);
     Ok(Pipe {
         read,
         write,
         capacity,
         len: 0,
+        open: Arc::clone(open),
     })
 }
 
@@ -129,6 +136,10 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
+    fn open(pipes: &Pipes) -> usize {
+        pipes.open.load(Ordering::Relaxed)
+    }
+
     #[test]
     fn a_pipe_that_holds_bytes_is_never_used_again() {
         let mut pipes = Pipes::default();
@@ -137,8 +148,13 @@ mod tests {
         a.write_all(b"left").unwrap();
         assert_eq!(pipe.fill(&b).unwrap(), 4);
         pipes.give_back(pipe);
-        assert!(pipes.spare.is_empty() && pipes.open == 0);
+        assert!(pipes.spare.is_empty() && open(&pipes) == 0);
         assert_eq!(pipes.lease().unwrap().len(), 0);
+        assert_eq!(
+            open(&pipes),
+            0,
+            "one that ends with its connection counts no more"
+        );
     }
 
     #[test]
@@ -147,6 +163,6 @@ mod tests {
         let leased: Vec<Pipe> = std::iter::from_fn(|| pipes.lease()).collect();
         assert_eq!(leased.len(), MOST);
         leased.into_iter().for_each(|pipe| pipes.give_back(pipe));
-        assert_eq!((pipes.spare.len(), pipes.open), (SPARE, SPARE));
+        assert_eq!((pipes.spare.len(), open(&pipes)), (SPARE, SPARE));
     }
 }

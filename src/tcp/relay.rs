@@ -74,21 +74,28 @@ pub struct Relay<'a> {
 }
 
 impl<'a> Relay<'a> {
-    /// Both sides are connected. The client has sent `sent` bytes to the backend already, and
-    /// `unsent` comes before what is still to be read.
-    pub fn new(client: &'a Stream, backend: &'a Stream, unsent: Vec<u8>, sent: usize) -> Relay<'a> {
-        let unsent = (!unsent.is_empty()).then(|| Unsent {
-            bytes: unsent.into(),
-            sent: 0,
-        });
+    /// Both sides are connected. What the client sent before goes first: `sent` bytes have reached
+    /// the backend already, `unsent` have not, and `more` tells that others may wait to be read.
+    pub fn new(
+        client: &'a Stream,
+        backend: &'a Stream,
+        sent: usize,
+        unsent: Vec<u8>,
+        more: bool,
+    ) -> Relay<'a> {
+        let up = Pump {
+            moved: sent as u64,
+            readable: more,
+            unsent: (!unsent.is_empty()).then(|| Unsent {
+                bytes: unsent.into(),
+                sent: 0,
+            }),
+            ..Pump::default()
+        };
         Relay {
             client,
             backend,
-            up: Pump {
-                moved: sent as u64,
-                unsent,
-                ..Pump::default()
-            },
+            up,
             down: Pump::default(),
             first_end: None,
         }
@@ -104,38 +111,64 @@ impl Future for Relay<'_> {
     type Output = End;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
-        let this = &mut *self;
-        let result = SHARED.with_borrow_mut(|shared| {
-            let up = this.up.run(this.client, this.backend, shared, cx);
-            let up = up.map_err(|broken| broken.by(Side::Client, Side::Backend))?;
-            if this.up.ended {
-                this.first_end.get_or_insert(Side::Client);
+        let turns = SHARED.with_borrow_mut(|shared| self.turns(shared, cx));
+        match turns {
+            Ok((Turn::Done, Turn::Done)) => {
+                let first = self.first_end.unwrap_or(Side::Client);
+                return Poll::Ready(End::Closed(first));
             }
-            let down = this.down.run(this.backend, this.client, shared, cx);
-            let down = down.map_err(|broken| broken.by(Side::Backend, Side::Client))?;
-            if this.down.ended {
-                this.first_end.get_or_insert(Side::Backend);
+            Ok((Turn::Over, _) | (_, Turn::Over)) => cx.waker().wake_by_ref(),
+            Ok(_) => {}
+            Err((side, error)) => return Poll::Ready(End::Broken(side, error)),
+        }
+        Poll::Pending
+    }
+}
+
+impl Relay<'_> {
+    /// A turn for each direction that has not ended.
+    fn turns(
+        &mut self,
+        shared: &mut Shared,
+        cx: &mut Context<'_>,
+    ) -> Result<(Turn, Turn), (Side, io::Error)> {
+        let (client, backend) = (self.client, self.backend);
+        let up = self.up.run(client, backend, shared, cx);
+        let up = up.map_err(|broken| broken.by(Side::Client, Side::Backend))?;
+        if self.up.ended {
+            self.first_end.get_or_insert(Side::Client);
+        }
+        let down = self.down.run(backend, client, shared, cx);
+        let down = down.map_err(|broken| broken.by(Side::Backend, Side::Client))?;
+        if self.down.ended {
+            self.first_end.get_or_insert(Side::Backend);
+        }
+        // One direction is over, so its source is not read any more: a reset of it must still
+        // end the other direction. And once both are over, close(2) says the rest.
+        match (up, down) {
+            (Turn::Done, Turn::Done) => {}
+            (Turn::Done, _) => {
+                self.up
+                    .pass_on_end(backend)
+                    .map_err(|e| (Side::Backend, e))?;
+                client.check_reset(cx).map_err(|e| (Side::Client, e))?;
             }
-            Ok((up, down))
-        });
-        let end = match result {
-            Ok((Turn::Done, Turn::Done)) => End::Closed(this.first_end.unwrap_or(Side::Client)),
-            Ok((up, down)) => {
-                if up == Turn::Over || down == Turn::Over {
-                    cx.waker().wake_by_ref();
-                }
-                return Poll::Pending;
+            (_, Turn::Done) => {
+                self.down
+                    .pass_on_end(client)
+                    .map_err(|e| (Side::Client, e))?;
+                backend.check_reset(cx).map_err(|e| (Side::Backend, e))?;
             }
-            Err((side, error)) => End::Broken(side, error),
-        };
-        Poll::Ready(end)
+            _ => {}
+        }
+        Ok((up, down))
     }
 }
 
 /// How a direction's turn came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
-    /// The end was passed on: nothing more to do.
+    /// All bytes and the end have come, and the bytes were passed on.
     Done,
     /// A side is not ready; the task will be woken.
     Waiting,
@@ -159,13 +192,14 @@ impl Broken {
 }
 
 /// One direction.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Pump {
     moved: u64,
-    /// The source may have bytes that no system call has said no to.
+    /// The source may have bytes of which the reactor will not tell: a read that filled the
+    /// buffer left them, or they came before anybody asked.
     readable: bool,
     ended: bool,
-    done: bool,
+    end_passed_on: bool,
     splicing: bool,
     full_reads: u8,
     small_splices: u8,
@@ -178,22 +212,6 @@ struct Pump {
 struct Unsent {
     bytes: Box<[u8]>,
     sent: usize,
-}
-
-impl Default for Pump {
-    fn default() -> Pump {
-        Pump {
-            moved: 0,
-            readable: true,
-            ended: false,
-            done: false,
-            splicing: false,
-            full_reads: 0,
-            small_splices: 0,
-            unsent: None,
-            pipe: None,
-        }
-    }
 }
 
 impl Pump {
@@ -224,11 +242,6 @@ impl Pump {
     ) -> Result<Turn, Broken> {
         let mut turn = TURN;
         loop {
-            if self.done {
-                // Its reading is over, but a reset of this side must still end the other direction.
-                source.check_reset(cx).map_err(Broken::Source)?;
-                return Ok(Turn::Done);
-            }
             if turn == 0 {
                 return Ok(Turn::Over);
             }
@@ -239,8 +252,7 @@ impl Pump {
                     return Ok(Turn::Waiting);
                 }
             } else if self.ended {
-                sink.shutdown_write().map_err(Broken::Sink)?;
-                self.done = true;
+                return Ok(Turn::Done);
             } else if !self.readable {
                 if source
                     .poll_readable(cx)
@@ -255,6 +267,14 @@ impl Pump {
             }
             turn = turn.saturating_sub(cost);
         }
+    }
+
+    /// Tells the sink, once, that no more comes.
+    fn pass_on_end(&mut self, sink: &Stream) -> io::Result<()> {
+        if !std::mem::replace(&mut self.end_passed_on, true) {
+            sink.shutdown_write()?;
+        }
+        Ok(())
     }
 
     /// Passes on what was taken before; true when nothing is left of it.
@@ -294,7 +314,8 @@ impl Pump {
                 let taken = unless_blocked(pipe.fill(source)).map_err(Broken::Source)?;
                 self.small_splices = match taken {
                     Some(n) if n < SMALL_SPLICE => self.small_splices + 1,
-                    _ => 0,
+                    Some(_) => 0,
+                    None => self.small_splices,
                 };
                 self.splicing = self.small_splices < SMALL_SPLICES;
                 return Ok(self.note(taken));

@@ -13,6 +13,19 @@ pub fn descriptors(process: &Running) -> usize {
     open_numbers(process).len()
 }
 
+/// What it has open, as /proc shows it, behind the numbers: files by path, the rest by kind and
+/// inode.
+pub fn open_files(process: &Running) -> Vec<(u64, String)> {
+    let link = |number: &u64| fs::read_link(proc_file(process, &format!("fd/{number}")));
+    let numbers = open_numbers(process);
+    let files = numbers
+        .iter()
+        .map(|number| (*number, link(number).expect("it stays open")));
+    files
+        .map(|(number, file)| (number, file.display().to_string()))
+        .collect()
+}
+
 /// Its resident memory in bytes.
 pub fn memory(process: &Running) -> usize {
     let line = status(process, "VmRSS:");
@@ -60,11 +73,15 @@ pub fn allow_many_descriptors() {
 
 /// Lets it open no further descriptor, by lowering the soft limit to the first free number.
 pub fn forbid_descriptors(host: &Host, process: &Running) {
+    set_soft_limit(host, process, first_free(process));
+}
+
+/// The lowest number that it would give to a new descriptor.
+pub fn first_free(process: &Running) -> u64 {
     let open = open_numbers(process);
-    let first_free = (0..)
+    (0..)
         .find(|number| !open.contains(number))
-        .expect("some number is free");
-    set_soft_limit(host, process, first_free);
+        .expect("some number is free")
 }
 
 /// Sets its soft limit of open files.

@@ -1,0 +1,58 @@
+//! `realpeer doctor`.
+
+use std::net::IpAddr;
+
+use clap::{Arg, ArgAction, CommandFactory};
+
+use super::flags::{Command, Parsed, ProxyFlags, matches, proxy_flags, refuse};
+use super::{UsageError, go, value};
+use crate::doctor::Options;
+
+/// Reads what stands behind `realpeer doctor`.
+pub fn parse(words: &[String]) -> Result<Command, UsageError> {
+    let command = ProxyFlags::command()
+        .name("realpeer doctor")
+        .about("Looks at this machine as it is, probes the way of the replies, and names what is wrong and what mends it.")
+        .before_help(None::<&str>)
+        .arg(boolean("json", "Answer in JSON"))
+        .arg(
+            Arg::new("from")
+                .long("from")
+                .value_name("ADDR")
+                .value_parser(address)
+                .help("The load balancer: is it in the allowed-subnets file?"),
+        )
+        .arg(boolean("probe-remote", "Probe a target that is not on this host too"));
+    match matches(&command, words, true)? {
+        Parsed::Help(text) => Ok(Command::Print(text)),
+        Parsed::Flags(_, rest) if !rest.is_empty() => Err(refuse(
+            &command,
+            format!("doctor: stray word {:?}", rest[0]),
+        )),
+        Parsed::Flags(mut matches, _) => {
+            let options = Options {
+                from: matches.remove_one("from"),
+                json: matches.remove_one("json").unwrap_or(false),
+                probe_remote: matches.remove_one("probe-remote").unwrap_or(false),
+            };
+            Ok(Command::Doctor(
+                options,
+                proxy_flags(&command, &mut matches)?,
+            ))
+        }
+    }
+}
+
+fn boolean(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(go::BOOLEAN)
+        .action(ArgAction::Set)
+        .default_value("false")
+        .value_parser(value::boolean)
+        .help(help)
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "write an IP address".into())
+}

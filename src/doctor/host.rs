@@ -1,0 +1,118 @@
+//! The process and the host: capabilities, open files, IPv6.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit};
+use socket2::{Domain, Socket, Type};
+
+use super::check::Check;
+use crate::config::Settings;
+use crate::daemon;
+use crate::routing::plan::Family;
+
+const CAP_NET_ADMIN: u32 = 12;
+
+/// What this process may do in its network namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Powers {
+    /// Claim foreign addresses (IP_TRANSPARENT): CAP_NET_RAW or CAP_NET_ADMIN.
+    pub claim: bool,
+    /// Change the routing and look at the firewall: CAP_NET_ADMIN.
+    pub administrate: bool,
+}
+
+/// What this process may do, tried rather than read: a capability counts only in the user
+/// namespace that owns the network.
+pub fn powers() -> Powers {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
+    let claim = socket.is_ok_and(|socket| socket.set_ip_transparent_v4(true).is_ok());
+    Powers {
+        claim,
+        administrate: claim && has_capability(CAP_NET_ADMIN),
+    }
+}
+
+/// `no-capability`.
+pub fn capabilities(powers: Powers) -> Check {
+    const ID: &str = "no-capability";
+    if powers.claim {
+        let which = if powers.administrate {
+            "CAP_NET_ADMIN"
+        } else {
+            "CAP_NET_RAW"
+        };
+        return Check::ok(ID, format!("foreign addresses can be claimed ({which})"));
+    }
+    Check::wrong(
+        ID,
+        true,
+        "neither CAP_NET_ADMIN nor CAP_NET_RAW: no foreign address can be claimed",
+        "run it as root, or give the unit AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW",
+    )
+}
+
+fn has_capability(number: u32) -> bool {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & (1 << number) != 0)
+}
+
+/// `nofile-too-low`: only if a number of connections was asked for.
+pub fn open_files(settings: &Settings) -> Option<Check> {
+    const ID: &str = "nofile-too-low";
+    let asked = settings.max_connections?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let limit = usize::try_from(hard).unwrap_or(usize::MAX);
+    let carried = daemon::carried(settings, limit);
+    if asked <= carried {
+        return Some(Check::ok(
+            ID,
+            format!("{limit} open files carry {asked} connections"),
+        ));
+    }
+    let mut needed = limit;
+    while daemon::carried(settings, needed) < asked {
+        needed += 2 * (asked - daemon::carried(settings, needed));
+    }
+    Some(Check::wrong(
+        ID,
+        true,
+        format!(
+            "a limit of {limit} open files carries {carried} connections, not the {asked} of -max-connections"
+        ),
+        format!("LimitNOFILE={needed} in the unit, or `ulimit -Hn {needed}` as root"),
+    ))
+}
+
+/// True if IPv6 is switched off, or was never there.
+pub fn is_ipv6_off() -> bool {
+    let off = |name: &str| {
+        let value = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
+        value.map_or(true, |value| value.trim() == "1")
+    };
+    off("all") || off("lo")
+}
+
+/// `ipv6-disabled`: only if IPv6 was asked for.
+pub fn ipv6(settings: &Settings) -> Option<Check> {
+    const ID: &str = "ipv6-disabled";
+    let target = settings.targets.v6_given;
+    let listener = Family::of(settings.listen.ip()) == Family::V6;
+    if !target && !listener {
+        return None;
+    }
+    if !is_ipv6_off() {
+        return Some(Check::ok(ID, "IPv6 is on"));
+    }
+    let what = match (target, listener) {
+        (true, _) => format!("the target -6 {}", settings.targets.v6),
+        _ => format!("the listener -l {}", settings.listen),
+    };
+    Some(Check::wrong(
+        ID,
+        true,
+        format!("IPv6 is switched off on this host, but {what} needs it"),
+        "sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0",
+    ))
+}

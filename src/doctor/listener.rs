@@ -1,0 +1,110 @@
+//! The listening side: the port, a loop, the load balancer.
+
+use std::net::{IpAddr, SocketAddr};
+
+use socket2::{Domain, Socket, Type};
+
+use super::check::Check;
+use super::processes::{self, Process};
+use crate::config::{Protocol, Settings};
+use crate::networks::Networks;
+use crate::routing::bound::{self, Bound};
+
+/// `port-in-use`.
+pub fn port(settings: &Settings) -> Check {
+    const ID: &str = "port-in-use";
+    let listen = settings.listen;
+    if !is_taken(settings) {
+        return Check::ok(ID, format!("{listen} is free"));
+    }
+    let holders = bound::bound(settings.protocol);
+    let holder = holders
+        .iter()
+        .find(|other| collide(other, listen))
+        .and_then(|other| processes::holder(other.inode));
+    match holder {
+        Some(process) if is_realpeer(&process) => {
+            Check::ok(ID, format!("{listen} is held by {process}"))
+        }
+        Some(process) => Check::wrong(
+            ID,
+            true,
+            format!("{listen} is taken by {process}"),
+            format!(
+                "stop it (kill {}), or choose another address with -l",
+                process.pid
+            ),
+        ),
+        None => Check::wrong(
+            ID,
+            true,
+            format!("{listen} is taken by a process that only root can see"),
+            "run the doctor as root, or choose another address with -l",
+        ),
+    }
+}
+
+/// As the proxy binds it; nothing is taken by this, the socket never listens.
+fn is_taken(settings: &Settings) -> bool {
+    let kind = match settings.protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp => Type::DGRAM,
+    };
+    let listen = settings.listen;
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(listen), kind, None)?;
+        if settings.protocol == Protocol::Tcp {
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&listen.into())
+    };
+    bind().is_err_and(|e: std::io::Error| e.kind() == std::io::ErrorKind::AddrInUse)
+}
+
+fn collide(other: &Bound, listen: SocketAddr) -> bool {
+    let (a, b) = (other.addr.ip(), listen.ip());
+    other.addr.port() == listen.port() && (bound::serves(a, b) || bound::serves(b, a))
+}
+
+fn is_realpeer(process: &Process) -> bool {
+    let same_file = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let own = same_file(std::process::id());
+    process.is("realpeer") || (own.is_some() && own == same_file(process.pid))
+}
+
+/// True if connections to `target`, which is on this host, come back to the listener.
+pub fn is_listener(settings: &Settings, target: SocketAddr) -> bool {
+    target.port() == settings.listen.port() && bound::serves(settings.listen.ip(), target.ip())
+}
+
+/// `target-is-listener`.
+pub fn target(settings: &Settings, target: SocketAddr) -> Check {
+    Check::wrong(
+        "target-is-listener",
+        true,
+        format!(
+            "the target {target} is what realpeer itself listens on (-l {})",
+            settings.listen
+        ),
+        "give the backend's own address with -4 or -6",
+    )
+}
+
+/// `peer-not-allowed`: only if a load balancer and a file were named. A file that cannot be read
+/// is for the proxy to refuse.
+pub fn peer(settings: &Settings, from: Option<IpAddr>) -> Option<Check> {
+    const ID: &str = "peer-not-allowed";
+    let (from, path) = (from?.to_canonical(), settings.allowed_subnets.as_ref()?);
+    let networks = Networks::load(path).ok()?;
+    let path = path.display();
+    Some(if networks.contains(from) {
+        Check::ok(ID, format!("{from} is in {path}"))
+    } else {
+        Check::wrong(
+            ID,
+            true,
+            format!("the load balancer {from} is not in {path}: its connections are refused"),
+            format!("echo {from} >> {path}, and restart realpeer"),
+        )
+    })
+}

@@ -1,0 +1,352 @@
+//! The policy routing as it stands: is each target's way back there, and if not, why not.
+
+use std::fs;
+use std::io;
+
+use rtnetlink::packet_route::rule::RuleMessage;
+
+use super::Target;
+use super::check::Check;
+use super::rules::{self, Effect, Packet};
+use crate::config::Protocol;
+use crate::routing::keeper::fwmark_accept;
+use crate::routing::kernel::{Kernel, is_ours, rule_table};
+use crate::routing::nft;
+use crate::routing::owner::{INSTANCE_TABLES, SWITCH_TABLE};
+use crate::routing::plan::{Family, Place, Way};
+
+/// What the policy does with a target's replies.
+#[derive(Clone, Debug)]
+pub enum Diagnosis {
+    /// They come back, by this table.
+    InPlace(u32),
+    /// Nothing is there for them.
+    Missing,
+    /// The rule leads to a table without routes.
+    EmptyTable(RuleMessage),
+    /// The table sends them away instead of delivering them.
+    NotLocal(RuleMessage, String),
+    /// Another rule takes them first.
+    Shadowed {
+        rule: RuleMessage,
+        by: RuleMessage,
+        effect: String,
+    },
+    /// The table serves something else as well.
+    InUse(RuleMessage, String),
+    /// The mark is looked for, but never set.
+    AcceptOff,
+    /// The loopback rule cannot see what a wildcard socket sends.
+    Wildcard,
+    /// Marked replies fail the reverse-path check on this interface.
+    SrcValidMark(String),
+}
+
+/// Finds out what becomes of the replies of `target`.
+pub async fn diagnose(kernel: &Kernel, target: &Target) -> io::Result<Diagnosis> {
+    let need = &target.need;
+    if let Some(interface) = src_valid_mark(target) {
+        return Ok(Diagnosis::SrcValidMark(interface));
+    }
+    if target.wildcard && need.way == Way::Loopback {
+        return Ok(Diagnosis::Wildcard);
+    }
+    let rules = kernel.rules(need.family()).await?;
+    // Another proxy's rules go when it ends.
+    let rules: Vec<_> = rules
+        .into_iter()
+        .filter(|rule| !(is_ours(rule) && INSTANCE_TABLES.contains(&rule_table(rule))))
+        .collect();
+    let answer = kernel
+        .ask(&need.reply(SWITCH_TABLE, target.interface))
+        .await?;
+    let home = answer.filter(|answer| answer.local && !INSTANCE_TABLES.contains(&answer.table));
+    match home {
+        Some(answer) => good(kernel, target, &rules, answer.table).await,
+        None => bad(kernel, target, &rules).await,
+    }
+}
+
+/// The replies come back; is there anything to say against it all the same?
+async fn good(
+    kernel: &Kernel,
+    target: &Target,
+    rules: &[RuleMessage],
+    table: u32,
+) -> io::Result<Diagnosis> {
+    let need = &target.need;
+    let led = rules
+        .iter()
+        .find(|rule| rule_table(rule) == table && is_aimed(rule, target));
+    if let Some(rule) = led
+        && let Some(use_) = other_use(kernel, need.family(), rule, rules).await?
+    {
+        return Ok(Diagnosis::InUse(rule.clone(), use_));
+    }
+    let unmarked = crate::routing::plan::Question {
+        mark: None,
+        ..need.reply(SWITCH_TABLE, target.interface)
+    };
+    Ok(match need.way {
+        Way::Mark if !fwmark_accept() => match kernel.ask(&unmarked).await? {
+            Some(answer) if answer.local => Diagnosis::InPlace(table),
+            _ => Diagnosis::AcceptOff,
+        },
+        Way::Socket if !nft::has_table(&nft::table_name(SWITCH_TABLE))? => Diagnosis::Missing,
+        _ => Diagnosis::InPlace(table),
+    })
+}
+
+/// The replies do not come back: why?
+async fn bad(kernel: &Kernel, target: &Target, rules: &[RuleMessage]) -> io::Result<Diagnosis> {
+    let need = &target.need;
+    let packet = packet(target);
+    let aimed = |rule: &&RuleMessage| is_aimed(rule, target) && rules::takes(rule, &packet);
+    let Some(aim) = rules.iter().position(|rule| aimed(&rule)) else {
+        let only_loopback = need.wildcard
+            && target.place == Place::Loopback
+            && loopback_rule_works(kernel, target).await?;
+        return Ok(if only_loopback {
+            Diagnosis::Wildcard
+        } else {
+            Diagnosis::Missing
+        });
+    };
+    let rule = rules[aim].clone();
+    for (position, other) in rules
+        .iter()
+        .enumerate()
+        .filter(|(_, other)| rules::takes(other, &packet))
+    {
+        let routes = kernel.routes(need.family(), rule_table(other)).await?;
+        match rules::effect(other, &routes, &packet) {
+            Effect::Away(effect) if position < aim => {
+                return Ok(Diagnosis::Shadowed {
+                    rule,
+                    by: other.clone(),
+                    effect,
+                });
+            }
+            Effect::Away(effect) if position == aim => {
+                return Ok(
+                    match other_use(kernel, need.family(), &rule, rules).await? {
+                        Some(use_) => Diagnosis::InUse(rule, use_),
+                        None => Diagnosis::NotLocal(rule, effect),
+                    },
+                );
+            }
+            _ if position == aim => {
+                let in_use = match routes.is_empty() {
+                    true => None,
+                    false => other_use(kernel, need.family(), &rule, rules).await?,
+                };
+                return Ok(match in_use {
+                    Some(use_) => Diagnosis::InUse(rule, use_),
+                    None => Diagnosis::EmptyTable(rule),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(Diagnosis::EmptyTable(rule))
+}
+
+/// True if the rule was made for the way of this target.
+fn is_aimed(rule: &RuleMessage, target: &Target) -> bool {
+    match target.need.way {
+        Way::Loopback => rules::is_for_loopback(rule),
+        Way::Mark | Way::Socket => rules::wants_a_mark(rule),
+        Way::UdpPort => rules::is_for_port(rule, target.need.target.port()),
+    }
+}
+
+async fn loopback_rule_works(kernel: &Kernel, target: &Target) -> io::Result<bool> {
+    let bound = crate::routing::plan::Need {
+        way: Way::Loopback,
+        wildcard: false,
+        ..target.need.clone()
+    };
+    let answer = kernel.ask(&bound.reply(SWITCH_TABLE, None)).await?;
+    Ok(answer.is_some_and(|answer| answer.local))
+}
+
+/// What else the rule's table serves. Several marks may share a table of nothing but
+/// `local default`: that is what TPROXY set-ups look like.
+async fn other_use(
+    kernel: &Kernel,
+    family: Family,
+    rule: &RuleMessage,
+    rules: &[RuleMessage],
+) -> io::Result<Option<String>> {
+    let table = rule_table(rule);
+    if (253..=255).contains(&table) {
+        return Ok(Some("it is one of the system's own tables".into()));
+    }
+    let routes = kernel.routes(family, table).await?;
+    let all_local = routes.iter().all(rules::is_local_default);
+    let kindred = |rule: &RuleMessage| {
+        rules::is_for_loopback(rule) || is_ours(rule) || (all_local && rules::wants_a_mark(rule))
+    };
+    let mut others = rules
+        .iter()
+        .filter(|other| rule_table(other) == table && *other != rule);
+    if let Some(other) = others.find(|other| !kindred(other)) {
+        return Ok(Some(format!(
+            "the rule \"{}\" leads there too",
+            rules::describe(other)
+        )));
+    }
+    let foreign = routes
+        .iter()
+        .find(|route| route.header.destination_prefix_length != 0);
+    Ok(foreign.map(|route| format!("it holds the route \"{}\"", rules::describe_route(route))))
+}
+
+/// The interface on which the socket match cannot work.
+fn src_valid_mark(target: &Target) -> Option<String> {
+    let interface = rules::interface_name(target.interface?);
+    let is_on = |name: &str| {
+        let file = format!("/proc/sys/net/ipv4/conf/{name}/src_valid_mark");
+        fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
+    };
+    let concerned = target.need.way == Way::Socket && target.need.family() == Family::V4;
+    (concerned && (is_on("all") || is_on(&interface))).then_some(interface)
+}
+
+fn packet(target: &Target) -> Packet {
+    let need = &target.need;
+    let reply = need.reply(SWITCH_TABLE, target.interface);
+    Packet {
+        from: reply.from,
+        to: reply.to,
+        mark: reply.mark.unwrap_or(0),
+        interface: target
+            .interface
+            .map_or_else(|| "lo".into(), rules::interface_name),
+        protocol: match target.protocol {
+            Protocol::Tcp => libc::IPPROTO_TCP,
+            Protocol::Udp => libc::IPPROTO_UDP,
+        },
+        source_port: need.target.port(),
+    }
+}
+
+/// The answer about a way that is there, or only half. A missing one is told by `missing`.
+pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
+    let at = target.need.target;
+    let blame = target.need.given;
+    let ip = match target.need.family() {
+        Family::V4 => "ip -4",
+        Family::V6 => "ip -6",
+    };
+    Some(match diagnosis {
+        Diagnosis::Missing => return None,
+        Diagnosis::InPlace(table) => Check::ok(
+            "no-rule",
+            format!("the replies of {at} come back, by table {table}"),
+        ),
+        Diagnosis::EmptyTable(rule) => {
+            let table = rule_table(rule);
+            Check::wrong(
+                "empty-table",
+                blame,
+                format!(
+                    "the rule \"{}\" is there for {at}, but table {table} is empty",
+                    rules::describe(rule)
+                ),
+                format!("{ip} route add local default dev lo table {table}"),
+            )
+        }
+        Diagnosis::NotLocal(rule, route) => {
+            let table = rule_table(rule);
+            Check::wrong(
+                "not-local-route",
+                blame,
+                format!(
+                    "table {table} sends the replies of {at} away by \"{route}\"; its route must be of type local"
+                ),
+                format!(
+                    "{ip} route flush table {table} && {ip} route add local default dev lo table {table}"
+                ),
+            )
+        }
+        Diagnosis::Shadowed { rule, by, effect } => Check::wrong(
+            "rule-shadowed",
+            blame,
+            format!(
+                "the rule \"{}\" takes the replies of {at} ({effect}) before \"{}\" is asked",
+                rules::describe(by),
+                rules::describe(rule)
+            ),
+            match rules::priority(by) {
+                0 => format!("{ip} rule del {} priority 0", rules::selector(by)),
+                n => format!("{ip} rule add {} priority {}", rules::selector(rule), n - 1),
+            },
+        ),
+        Diagnosis::InUse(rule, use_) => {
+            let table = rule_table(rule);
+            Check::wrong(
+                "table-in-use",
+                blame,
+                format!(
+                    "table {table}, to which \"{}\" leads the replies of {at}, serves something else: {use_}",
+                    rules::describe(rule)
+                ),
+                format!("{ip} rule del {} && {}", rules::selector(rule), target.up()),
+            )
+        }
+        Diagnosis::AcceptOff => Check::wrong(
+            "fwmark-accept-off",
+            blame,
+            format!("the replies of {at} never get their mark: net.ipv4.tcp_fwmark_accept is 0"),
+            "sysctl -w net.ipv4.tcp_fwmark_accept=1",
+        ),
+        Diagnosis::Wildcard => Check::wrong(
+            "udp-wildcard-backend",
+            blame,
+            format!(
+                "the UDP backend of {at} is bound to the wildcard address, so its replies have no source yet when the loopback rule looks at them"
+            ),
+            format!(
+                "bind the backend to {}, or (direct clients of the port lose their replies): {} -routing-mode udp-port",
+                at.ip(),
+                target.up()
+            ),
+        ),
+        Diagnosis::SrcValidMark(interface) => Check::wrong(
+            "src-valid-mark",
+            blame,
+            format!(
+                "src_valid_mark is 1 on {interface}, where the replies of {at} arrive: the kernel drops them once they are marked"
+            ),
+            format!(
+                "sysctl -w net.ipv4.conf.all.src_valid_mark=0 net.ipv4.conf.{interface}.src_valid_mark=0"
+            ),
+        ),
+    })
+}
+
+/// The answer about a way that nobody has put in, and the proxy will not either.
+pub fn missing(target: &Target, other_family_is_fine: bool, why: &str) -> Check {
+    let (family, at) = (target.need.family(), target.need.target);
+    let (id, found) = if other_family_is_fine {
+        let other = if family == Family::V4 {
+            Family::V6
+        } else {
+            Family::V4
+        };
+        let found = format!(
+            "{other} has its policy rule, {family} has none: the replies of {at} do not come back{why}"
+        );
+        ("one-family-missing", found)
+    } else {
+        (
+            "no-rule",
+            format!(
+                "no policy rule brings the replies of {at} back ({} way){why}",
+                target.need.way
+            ),
+        )
+    };
+    Check::wrong(id, target.need.given, found, target.up())
+}
