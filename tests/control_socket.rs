@@ -143,7 +143,7 @@ fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens(
     let private = line("0700) = 0");
     let order = [
         private,
-        line("AF_UNIX"),
+        line("sun_path=\"/"),
         line("0660) = 0"),
         line("control.sock\") = 0"),
         line("htons(2222)"),

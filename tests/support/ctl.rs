@@ -93,6 +93,24 @@ pub fn ask(stream: &mut BufReader<UnixStream>, request: &str) -> Value {
         .get_mut()
         .write_all(bytes.as_bytes())
         .expect("send a request");
+    end_of_answer(stream)
+}
+
+/// Sends many requests at once, which must all go well.
+#[track_caller]
+pub fn ask_all(stream: &mut BufReader<UnixStream>, requests: &[String]) {
+    let bytes = requests.join("\n") + "\n";
+    stream
+        .get_mut()
+        .write_all(bytes.as_bytes())
+        .expect("send requests");
+    for request in requests {
+        assert_eq!(end_of_answer(stream)["ok"], true, "{request}");
+    }
+}
+
+#[track_caller]
+fn end_of_answer(stream: &mut BufReader<UnixStream>) -> Value {
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).expect("an answer");
