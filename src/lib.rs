@@ -16,8 +16,10 @@
 
 pub mod addr;
 pub mod admission;
+pub mod bans;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod destination;
@@ -30,6 +32,7 @@ pub mod proxy;
 pub mod refusal;
 pub mod report;
 pub mod routing;
+pub mod sessions;
 pub mod stats;
 pub mod sys;
 pub mod tcp;

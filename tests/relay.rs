@@ -29,7 +29,7 @@ fn over_a_hundred_megabytes_pass_both_ways_at_once() {
 fn many_connections_carry_bulk_at_once() {
     let stage = Stage::new(&[]);
     let sessions: Vec<Session> = (0..40)
-        .map(|number| stage.session(&format!("203.0.113.7:{}", 40_000 + number)))
+        .map(|number| stage.session(&format!("203.0.113.7:{}", first_port + number)))
         .collect();
     thread::scope(|scope| {
         for session in &sessions {
@@ -51,7 +51,7 @@ fn bulk_passes_where_no_pipe_can_be_had() {
 fn bulk_passes_where_pipes_run_out_in_the_middle() {
     let stage = Stage::new(&[]);
     let sessions: Vec<Session> = (0..8)
-        .map(|number| stage.session(&format!("203.0.113.7:{}", 40_000 + number)))
+        .map(|number| stage.session(&format!("203.0.113.7:{}", first_port + number)))
         .collect();
     // Room for one pipe, for sixteen directions.
     vitals::set_soft_limit(
@@ -130,7 +130,7 @@ fn when_both_have_finished_nothing_is_left_open() {
     });
     let before = vitals::descriptors(&stage.proxy);
     for number in 0..20 {
-        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", 40_000 + number));
+        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", first_port + number));
         let (first, second) = if number % 2 == 0 {
             (near, far)
         } else {
@@ -168,7 +168,7 @@ fn a_backends_reset_reaches_the_client() {
 fn a_backend_that_resets_whom_it_has_just_accepted_resets_the_client() {
     let stage = Stage::new(&[]);
     for number in 0..20 {
-        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", 40_000 + number));
+        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", first_port + number));
         reset(far);
         assert_reset(&near);
     }
@@ -312,7 +312,7 @@ fn an_idle_connection_holds_two_descriptors() {
     const SESSIONS: usize = 50;
     let stage = Stage::new(&[]);
     let before = vitals::descriptors(&stage.proxy);
-    let sessions = idle_sessions(&stage, SESSIONS);
+    let sessions = idle_sessions(&stage, 40_000, SESSIONS);
     wait_until("each connection holds two descriptors", || {
         vitals::descriptors(&stage.proxy) == before + 2 * SESSIONS
     });
@@ -330,9 +330,9 @@ fn an_idle_connection_holds_no_buffer() {
     const SESSIONS: usize = 400;
     vitals::allow_many_descriptors();
     let stage = Stage::new(&[]);
-    drop(idle_sessions(&stage, 10));
+    drop(idle_sessions(&stage, 50_000, 10));
     let before = vitals::memory(&stage.proxy);
-    let sessions = idle_sessions(&stage, SESSIONS);
+    let sessions = idle_sessions(&stage, 40_000, SESSIONS);
     for session in &sessions {
         exchange(&session.near, &session.far, MIB / 4);
     }
@@ -342,9 +342,10 @@ fn an_idle_connection_holds_no_buffer() {
     });
 }
 
-fn idle_sessions(stage: &Stage, count: usize) -> Vec<Session> {
+/// Sessions of clients that no other test line uses, from this port of theirs on.
+fn idle_sessions(stage: &Stage, first_port: usize, count: usize) -> Vec<Session> {
     let open = |number| {
-        let session = stage.session(&format!("203.0.113.7:{}", 40_000 + number));
+        let session = stage.session(&format!("203.0.113.7:{}", first_port + number));
         assert_carries(&session.near, &session.far);
         session
     };
