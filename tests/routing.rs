@@ -330,6 +330,21 @@ fn an_exit_takes_away_neither_ups_rules_nor_another_proxys() {
         rules.contains("lookup 8193") && rules.contains("lookup 8194"),
         "{rules}"
     );
+    // Each looks after its own, whichever comes first, and leaves the other's in front alone.
+    let repairs = |proxy: &Running| {
+        let lines = proxy.stdout();
+        lines
+            .iter()
+            .filter(|line| line.contains("in place again"))
+            .count()
+    };
+    host.run(&["ip", "rule", "del", "lookup", "8194"]);
+    wait_until("the second repairs its own", || repairs(&second) == 1);
+    host.run(&["ip", "rule", "del", "lookup", "8193"]);
+    wait_until("the first repairs its own", || repairs(&first) == 1);
+    host.run(&["ip", "rule", "del", "lookup", "8194"]);
+    wait_until("the second does so again", || repairs(&second) == 2);
+    assert_eq!(repairs(&first), 1);
     stop(first);
     let rules = host.run(&["ip", "rule"]);
     assert!(

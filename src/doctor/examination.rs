@@ -126,6 +126,9 @@ impl<'a> Examination<'a> {
             );
             Check::ok("no-rule", found)
         };
+        let missing = |told_not_to| {
+            diagnosis::missing(target, self.other_family_is_fine(target), told_not_to)
+        };
         match (auto, self.powers) {
             (
                 true,
@@ -135,13 +138,9 @@ impl<'a> Examination<'a> {
             ) => will("at start, until it ends"),
             // That the capability is missing is told already.
             (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN"),
-            (true, _) => diagnosis::missing(
-                target,
-                self.other_family_is_fine(target),
-                ", and putting it in needs CAP_NET_ADMIN",
-            ),
+            (true, _) => missing(false),
             (false, _) if self.switch_table.is_some() => self.switch_table_in_use(target),
-            (false, _) => diagnosis::missing(target, self.other_family_is_fine(target), ""),
+            (false, _) => missing(true),
         }
     }
 
