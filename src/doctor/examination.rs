@@ -7,10 +7,11 @@ use super::check::{Check, Status};
 use super::diagnosis::{self, Diagnosis};
 use super::host::{self, Powers};
 use super::target::Target;
-use super::{Options, listener, policy, remote};
+use super::{Options, listener, policy, remote, words};
 use crate::config::{Routing, Settings};
 use crate::routing::family::Family;
-use crate::routing::kernel::Kernel;
+use crate::routing::kernel::{Foreigner, Kernel};
+use crate::routing::owner::SWITCH_TABLE;
 use crate::routing::plan::Place;
 use crate::routing::survey;
 
@@ -26,6 +27,8 @@ pub struct Examination<'a> {
     pub powers: Powers,
     /// The targets, and what the policy does with their replies.
     pub targets: Vec<(Target, Diagnosis)>,
+    /// What of somebody else's is in the table of `routing up`.
+    switch_table: Option<Foreigner>,
 }
 
 /// What is left to do for a target.
@@ -49,6 +52,7 @@ impl<'a> Examination<'a> {
             let diagnosis = policy::diagnose(&kernel, &target).await?;
             targets.push((target, diagnosis));
         }
+        let switch_table = kernel.foreigner(SWITCH_TABLE).await?;
         let powers = host::powers();
         Ok(Examination {
             settings,
@@ -56,6 +60,7 @@ impl<'a> Examination<'a> {
             kernel,
             powers,
             targets,
+            switch_table,
         })
     }
 
@@ -135,8 +140,27 @@ impl<'a> Examination<'a> {
                 self.other_family_is_fine(target),
                 ", and putting it in needs CAP_NET_ADMIN",
             ),
+            (false, _) if self.switch_table.is_some() => self.switch_table_in_use(target),
             (false, _) => diagnosis::missing(target, self.other_family_is_fine(target), ""),
         }
+    }
+
+    fn switch_table_in_use(&self, target: &Target) -> Check {
+        let what = match &self.switch_table {
+            Some(Foreigner::Rule(rule)) => {
+                format!("the rule \"{}\" leads there", words::rule(rule))
+            }
+            Some(Foreigner::Route(route)) => format!("it holds \"{}\"", words::route(route)),
+            None => String::new(),
+        };
+        Check::wrong(
+            "table-in-use",
+            target.need.given,
+            format!(
+                "table {SWITCH_TABLE}, which realpeer routing up needs, serves something else: {what}"
+            ),
+            "give the other program another table, or run realpeer with -routing auto, which finds a free one",
+        )
     }
 
     fn other_family_is_fine(&self, target: &Target) -> bool {

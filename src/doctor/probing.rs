@@ -34,12 +34,11 @@ pub async fn probe(
         _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
         _ = interrupt.recv() => Err(anyhow::anyhow!("ended by SIGINT")),
     };
-    if let Some(lock) = &keeper.lock {
-        keeper::clear(&keeper.kernel, lock.table)
-            .await
-            .context("cannot take the probe's rules away")?;
+    if keeper.lock.is_some() {
+        let cleared = keeper.clear().await;
+        cleared.context("cannot take the probe's rules away")?;
         if let Ok(accept) = accept {
-            // As it was before; it stays readable only where the proxy may not change it either.
+            // As it was before. Where this may not be written, it was not written either.
             _ = fs::write(keeper::FWMARK_ACCEPT, accept);
         }
     }

@@ -42,12 +42,17 @@ async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Res
 
 async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
     let lock = owner::lock(SWITCH_TABLE).await?;
-    if kernel.is_foreign(SWITCH_TABLE).await? {
+    if kernel.foreigner(SWITCH_TABLE).await?.is_some() {
         bail!(
             "another program uses routing table {SWITCH_TABLE}; see `ip route show table {SWITCH_TABLE}` and `ip rule`"
         );
     }
     let needs = survey::needs(&kernel, settings).await?;
+    if needs.iter().any(|need| need.collides(SWITCH_TABLE)) {
+        bail!(
+            "-mark {SWITCH_TABLE} is the mark that `routing up` gives to replies: choose another"
+        );
+    }
     let mut keeper = Keeper {
         kernel,
         needs,
@@ -75,7 +80,7 @@ async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
 
 async fn down(kernel: &Kernel) -> Result<()> {
     let _lock = owner::lock(SWITCH_TABLE).await?;
-    let found = keeper::clear(kernel, SWITCH_TABLE).await.context(
+    let found = keeper::clear(kernel, SWITCH_TABLE, true).await.context(
         "cannot take the rules of `realpeer routing up` away (it needs CAP_NET_ADMIN: run it as root)",
     )?;
     println!(

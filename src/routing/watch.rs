@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::keeper::Outcome;
+use super::plan::Way;
 use super::{Keeper, Marks, explain};
 
 /// Changes come in bursts; look once they are over, or almost.
@@ -26,7 +27,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Looks after the routing until it is dropped. `restored` counts the repairs.
 pub async fn watch(keeper: &mut Keeper, marks: &Marks, restored: Arc<AtomicU64>) {
-    let mut changes = Changes::open();
+    let nft = keeper.needs.iter().any(|need| need.way == Way::Socket);
+    let mut changes = Changes::open(nft);
     let mut pause = Pause::new();
     loop {
         changes.wait().await;
@@ -97,17 +99,21 @@ struct Changes {
 }
 
 impl Changes {
-    fn open() -> Changes {
+    fn open(with_nft: bool) -> Changes {
         // linux/rtnetlink.h: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_ROUTE, IPV6_RULE
         let routes = subscribe(NETLINK_ROUTE, &[1, 5, 7, 8, 11, 19]);
-        // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN
-        let nft = subscribe(NETLINK_NETFILTER, &[7]);
-        for error in [&routes, &nft].into_iter().filter_map(|s| s.as_ref().err()) {
+        // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN, and makes the kernel
+        // load nf_tables, which a host without nft rules is spared.
+        let nft = with_nft
+            .then(|| subscribe(NETLINK_NETFILTER, &[7]))
+            .transpose();
+        let errors = [routes.as_ref().err(), nft.as_ref().err()];
+        for error in errors.into_iter().flatten() {
             debug!("routing: cannot hear of changes, looking twice a minute instead: {error}");
         }
         Changes {
             routes: routes.ok(),
-            nft: nft.ok(),
+            nft: nft.ok().flatten(),
         }
     }
 
