@@ -18,6 +18,17 @@ pub enum Protocol {
     Udp,
 }
 
+/// Where a datagram's PROXY header stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpHeader {
+    /// Version 2, in every datagram.
+    Every,
+    /// Version 2, in the first datagram that a load balancer's socket sends.
+    First,
+    /// Simple Proxy Protocol, in every datagram and every answer.
+    Spp,
+}
+
 /// What to do about the source port that the header claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourcePort {
@@ -60,6 +71,17 @@ pub enum LogFormat {
     Json,
     /// A line for people.
     Text,
+}
+
+/// Where the control socket is (`-control`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Below /run/realpeer, if that directory can be made.
+    Usual,
+    /// There, or the proxy does not start.
+    At(PathBuf),
+    /// Nowhere.
+    Off,
 }
 
 /// How much is logged: go-mmproxy's `-v 0|1|2`.
@@ -118,6 +140,18 @@ pub struct Settings {
     pub mark: Option<u32>,
     /// File of the load balancers that may speak (`-allowed-subnets`); `None` lets everybody.
     pub allowed_subnets: Option<PathBuf>,
+    /// File of the clients that are not served (`-denied-clients`).
+    pub denied_clients: Option<PathBuf>,
+    /// File of the only clients that are served (`-allowed-clients`).
+    pub allowed_clients: Option<PathBuf>,
+    /// What this instance is called (`-name`).
+    pub name: Option<String>,
+    /// The control socket.
+    pub control: Control,
+    /// The group that may use it (`-control-group`), a name or a number.
+    pub control_group: Option<String>,
+    /// Where bans are kept over a restart (`-state-dir`); `None` keeps them in memory only.
+    pub state_dir: Option<PathBuf>,
     /// About the claimed source port (`-source-port`).
     pub source_port: SourcePort,
     /// How long a peer may take to send its header.
@@ -126,8 +160,12 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
-    /// Silence that ends a UDP flow.
-    pub close_after: Duration,
+    /// Silence that ends a UDP flow; `None` never does.
+    pub close_after: Option<Duration>,
+    /// Where a datagram's header stands (`-udp-header`).
+    pub udp_header: UdpHeader,
+    /// UDP flows open at once; `None` for what the open-file limit carries.
+    pub max_flows: Option<usize>,
     /// Connections open at once; `None` for what the open-file limit carries.
     pub max_connections: Option<usize>,
     /// About the policy routing.
@@ -166,11 +204,19 @@ impl Settings {
             dynamic_destination: flags.dynamic_destination,
             mark: (flags.mark != 0).then_some(flags.mark),
             allowed_subnets: flags.allowed_subnets,
+            denied_clients: flags.denied_clients,
+            allowed_clients: flags.allowed_clients,
+            name: flags.name,
+            control: flags.control,
+            control_group: flags.control_group,
+            state_dir: flags.state_dir.or_else(systemd_state_dir),
             source_port: flags.source_port,
             header_timeout: flags.header_timeout,
             connect_timeout: flags.connect_timeout,
             drain_timeout: flags.drain_timeout,
-            close_after: flags.close_after,
+            close_after: (!flags.close_after.is_zero()).then_some(flags.close_after),
+            udp_header: flags.udp_header,
+            max_flows: flags.max_flows,
             max_connections: flags.max_connections,
             routing: flags.routing,
             routing_mode: flags.routing_mode,
@@ -178,6 +224,12 @@ impl Settings {
             log_format: flags.log_format,
         })
     }
+}
+
+/// The directory that a unit's StateDirectory= made.
+fn systemd_state_dir() -> Option<PathBuf> {
+    let listed = std::env::var_os("STATE_DIRECTORY")?;
+    std::env::split_paths(&listed).find(|path| path.is_absolute())
 }
 
 fn cores() -> usize {

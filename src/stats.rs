@@ -21,9 +21,9 @@ macro_rules! counts {
 }
 
 counts! {
-    /// Connections taken from the listener.
+    /// Connections taken from the listener; UDP flows begun.
     Accepted => "accepted",
-    /// Connections that reached the backend.
+    /// Connections that reached the backend; UDP flows that have a socket.
     Served => "served",
     /// Bytes from clients to backends.
     BytesUp => "bytesUp",
@@ -47,12 +47,30 @@ counts! {
     HeaderBad => "headerBad",
     /// Headers that claim an address no client can have.
     BogusClient => "bogusClient",
+    /// Headers that claim a banned client.
+    Banned => "banned",
+    /// Headers that claim a client of the denied-clients file.
+    ClientDenied => "clientDenied",
+    /// Headers that claim a client outside the allowed-clients file.
+    ClientNotAllowed => "clientNotAllowed",
+    /// Sessions that a ban or the administrator ended.
+    Killed => "killed",
     /// Connections that would have come back to the listener.
     TargetIsListener => "targetIsListener",
     /// Headers whose destination cannot be connected to.
     BadDestination => "badDestination",
     /// Backends that could not be reached.
     UpstreamFailed => "upstreamFailed",
+    /// Datagrams from clients.
+    DatagramsUp => "datagramsUp",
+    /// Datagrams from backends.
+    DatagramsDown => "datagramsDown",
+    /// Datagrams that the kernel would not take from us.
+    DatagramLost => "datagramLost",
+    /// Datagrams longer than any can be, dropped.
+    DatagramTruncated => "datagramTruncated",
+    /// UDP flows that made room for others.
+    FlowEvicted => "flowEvicted",
     /// Times the listener had to wait for descriptors or memory.
     AcceptFailed => "acceptFailed",
 }

@@ -285,3 +285,19 @@ fn the_listener_itself_is_refused_as_the_flags_target() {
         assert!(ended.stderr.contains(flags[3]), "{}", ended.stderr);
     }
 }
+
+#[test]
+fn the_listener_itself_is_refused_as_a_target_that_was_not_asked_for() {
+    // -4 and -6 have defaults, which here are the listener: it may serve the other family.
+    let server = Host::new("server");
+    let backend = Backend::listen(&server, "[::1]:9000");
+    let flags = ["-l", "0.0.0.0:443", "-6", "[::1]:9000"];
+    let _proxy = Program::Realpeer.start(&server, &flags);
+    let near = server.dial("127.0.0.1:443");
+    send(&near, v1(CLIENT, VISITED));
+    assert_closed(&near);
+    wait_until("no connection is left", || server.established(443) == 0);
+    let near = server.dial("127.0.0.1:443");
+    send(&near, v1(CLIENT6, "[2001:db8:b::1]:22"));
+    assert_eq!(backend.accept().1, addr(CLIENT6));
+}

@@ -8,10 +8,13 @@ use clap::error::ContextKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
 use super::{UsageError, doctor, go, usage};
-use crate::config::{LogFormat, Protocol, Routing, RoutingMode, SourcePort, Verbosity};
+use crate::config::{
+    Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
+};
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub enum Command {
     Proxy(ProxyFlags),
     /// `realpeer routing up|down|show` with the proxy's flags.
     Routing(RoutingAction, ShowAs, ProxyFlags),
+    /// `realpeer ctl`.
+    Ctl(CtlFlags),
     /// `realpeer doctor` with the proxy's flags.
     Doctor(crate::doctor::Options, ProxyFlags),
     /// `realpeer demo`.
@@ -39,6 +44,7 @@ pub enum Command {
              from the client's own address and port, so that the backend sees the real peer.",
     before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
                    realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
+                   realpeer ctl status|connections|kill|ban|unban|bans  look at and steer a running proxy\n  \
                    realpeer doctor [FLAGS]               what is wrong, and what mends it",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
@@ -70,6 +76,14 @@ pub struct ProxyFlags {
     /// File of the load balancers that may connect, an address or CIDR a line
     #[arg(long = "allowed-subnets", visible_aliases = ["a", "allowed-networks"], value_name = "FILE")]
     pub allowed_subnets: Option<PathBuf>,
+
+    /// File of the clients that are not served, an address or CIDR a line
+    #[arg(long = "denied-clients", value_name = "FILE")]
+    pub denied_clients: Option<PathBuf>,
+
+    /// File of the only clients that are served, an address or CIDR a line
+    #[arg(long = "allowed-clients", value_name = "FILE")]
+    pub allowed_clients: Option<PathBuf>,
 
     /// Sockets that share the listen address (SO_REUSEPORT)
     #[arg(long = "listeners", value_name = "N", default_value = "1", value_parser = listeners)]
@@ -103,9 +117,20 @@ pub struct ProxyFlags {
     #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
     pub drain_timeout: Duration,
 
-    /// Silence that ends a UDP flow
-    #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::timeout)]
+    /// Silence both ways that ends a UDP flow; 0: silence ends none (-max-flows still does)
+    #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
     pub close_after: Duration,
+
+    /// Where UDP datagrams have their header: every (PROXY v2 in each), spp (Simple Proxy Protocol
+    /// in each), first (PROXY v2 in a load balancer socket's first; set -close-after longer than
+    /// the load balancer keeps a socket)
+    #[arg(long = "udp-header", value_name = "STYLE", default_value = "every", value_parser = udp_header, verbatim_doc_comment)]
+    pub udp_header: UdpHeader,
+
+    /// UDP flows open at once, of which the one idle longest makes room for a new one
+    /// (default: what the open-file limit carries)
+    #[arg(long = "max-flows", value_name = "N", value_parser = max_connections, verbatim_doc_comment)]
+    pub max_flows: Option<usize>,
 
     /// Policy routing: auto (put in what is missing, take it away at exit) or off
     #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = routing::switch)]
@@ -114,6 +139,22 @@ pub struct ProxyFlags {
     /// How replies come back: auto (by the target), loopback, mark, socket or udp-port
     #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = routing::mode)]
     pub routing_mode: RoutingMode,
+
+    /// What this instance is called, where several run: its control socket is NAME.sock then
+    #[arg(long = "name", value_name = "NAME", value_parser = super::control::name)]
+    pub name: Option<String>,
+
+    /// Socket that 'realpeer ctl' talks to, or off (default: /run/realpeer/control.sock, if it can be made)
+    #[arg(long = "control", value_name = "PATH", default_value = "", hide_default_value = true, value_parser = super::control::place)]
+    pub control: Control,
+
+    /// Group that may use the control socket
+    #[arg(long = "control-group", value_name = "GROUP")]
+    pub control_group: Option<String>,
+
+    /// Directory that keeps bans over a restart (default: $STATE_DIRECTORY, which systemd sets)
+    #[arg(long = "state-dir", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 
     /// 0: start and stop; 1: refused connections too; 2: every connection
     #[arg(long = "v", value_name = "N", default_value = "0", value_parser = verbosity)]
@@ -146,6 +187,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
         ),
         Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
+        Some("ctl") => control::parse(&words[1..]),
         _ => proxy(words),
     }
 }
@@ -266,6 +308,15 @@ fn source_port(text: &str) -> Result<SourcePort, String> {
         "any" => Ok(SourcePort::Any),
         "strict" => Ok(SourcePort::Strict),
         _ => Err("write keep, any or strict".into()),
+    }
+}
+
+fn udp_header(text: &str) -> Result<UdpHeader, String> {
+    match text {
+        "every" => Ok(UdpHeader::Every),
+        "first" => Ok(UdpHeader::First),
+        "spp" => Ok(UdpHeader::Spp),
+        _ => Err("write every, first or spp".into()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{DEADLINE, Host, addr, streams};
+use super::{DEADLINE, Host, addr, streams, wait_until};
 
 /// A listening socket on a host.
 pub struct Backend(TcpListener);
@@ -32,6 +32,20 @@ impl Backend {
             .set_nonblocking(false)
             .expect("make a stream blocking");
         (streams::with_deadline(stream), from)
+    }
+
+    /// The next connection, or none once `given_up` holds.
+    #[track_caller]
+    pub fn accept_unless(&self, given_up: impl Fn() -> bool) -> Option<(TcpStream, SocketAddr)> {
+        wait_until("somebody reaches the backend or gives up", || {
+            self.has_somebody() || given_up()
+        });
+        self.has_somebody().then(|| self.accept())
+    }
+
+    fn has_somebody(&self) -> bool {
+        let mut wanted = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut wanted, PollTimeout::ZERO).expect("poll a listener") > 0
     }
 
     /// Checks that nobody has connected. It proves something only after a condition that would

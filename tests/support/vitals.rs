@@ -13,13 +13,26 @@ pub fn descriptors(process: &Running) -> usize {
     open_numbers(process).len()
 }
 
-/// Its resident memory in bytes.
+/// What it has open, as /proc shows it, behind the numbers: files by path, the rest by kind and
+/// inode.
+pub fn open_files(process: &Running) -> Vec<(u64, String)> {
+    let link = |number: &u64| fs::read_link(proc_file(process, &format!("fd/{number}")));
+    let numbers = open_numbers(process);
+    let files = numbers
+        .iter()
+        .map(|number| (*number, link(number).expect("it stays open")));
+    files
+        .map(|(number, file)| (number, file.display().to_string()))
+        .collect()
+}
+
+/// Its own resident memory in bytes, without pages of files such as its code.
 pub fn memory(process: &Running) -> usize {
-    let line = status(process, "VmRSS:");
+    let line = status(process, "RssAnon:");
     let kilobytes: usize = line
         .trim_end_matches(" kB")
         .parse()
-        .expect("VmRSS is a number");
+        .expect("RssAnon is a number");
     kilobytes * 1024
 }
 

@@ -1,0 +1,61 @@
+//! Looking a peer up in a list of networks: once a connection, with lists of any length.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use realpeer::networks::Networks;
+
+criterion_group!(benches, look_up);
+criterion_main!(benches);
+
+/// The networks of the list are 10.x.y.z/32 and 2001:db8:…/64 in turn, spread over the range.
+fn list(length: u32) -> Networks {
+    let mut networks = Networks::default();
+    for number in 0..length {
+        let network = if number % 2 == 0 {
+            format!("{}/32", v4(number))
+        } else {
+            format!("{}/64", v6(number))
+        };
+        networks.insert(network.parse().expect("a network"));
+    }
+    networks
+}
+
+/// Addresses far apart from each other, so that look-ups go down different branches.
+fn v4(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0000 | (number.wrapping_mul(2_654_435_761) >> 8))
+}
+
+fn v6(number: u32) -> Ipv6Addr {
+    let [a, b] = [number.wrapping_mul(2_654_435_761) >> 16, number & 0xffff].map(|n| n as u16);
+    Ipv6Addr::new(0x2001, 0xdb8, a, b, 0, 0, 0, 0)
+}
+
+fn look_up(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("admission");
+    for length in [10, 1_000, 100_000] {
+        let networks = list(length);
+        let listed = |number: u32| -> IpAddr {
+            match number % 2 {
+                0 => v4(number).into(),
+                _ => v6(number).into(),
+            }
+        };
+        // Strangers live among the listed ones, where telling them apart takes longest.
+        let stranger = |number: u32| IpAddr::from(v4(number | 1));
+        assert!((0..length).all(|number| networks.contains(listed(number))));
+        for (name, address) in [
+            ("listed", &listed as &dyn Fn(u32) -> IpAddr),
+            ("stranger", &stranger),
+        ] {
+            // Another address each time: one and the same would stay in the processor's cache.
+            let asked: Vec<IpAddr> = (0..4096).map(|n| address(n * 7919 % length)).collect();
+            let mut next = asked.iter().cycle();
+            group.bench_function(BenchmarkId::new(name, length), |b| {
+                b.iter(|| networks.contains(*black_box(next.next().expect("it cycles"))));
+            });
+        }
+    }
+}
