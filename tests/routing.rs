@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::{
-    Backend, DEADLINE, Host, Program, Running, Stage, addr, header, stage, streams, wait_until,
+    Backend, DEADLINE, Host, Program, Running, Stage, addr, datagrams, header, stage, streams,
+    wait_until,
 };
 
 const CLIENT: &str = "203.0.113.7:40000";
@@ -567,6 +568,54 @@ fn a_mode_that_cannot_work_is_refused() {
     }
     routing(&host, &["up", "-routing-mode", "mark"]);
     assert!(host.run(&["ip", "rule"]).contains("fwmark 0x2000"));
+}
+
+#[test]
+fn udp_backends_answer_through_the_proxy_wherever_they_are() {
+    let (container, host) = server();
+    container.run(&["ip", "-4", "route", "add", "default", "via", "192.0.2.10"]);
+    container.run(&["ip", "-6", "route", "add", "default", "via", "2001:db8::10"]);
+    let before = state(&host);
+    for (backend_host, bind, target, way) in [
+        (&host, "127.0.0.1:5300", "127.0.0.1:5300", "loopback"),
+        (&host, "[::1]:5300", "[::1]:5300", "loopback"),
+        (&host, "0.0.0.0:5300", "127.0.0.1:5300", "udp-port"),
+        (&host, "[::]:5300", "[::1]:5300", "udp-port"),
+        (&host, "192.0.2.10:5300", "192.0.2.10:5300", "udp-port"),
+        (&host, "0.0.0.0:5300", "192.0.2.10:5300", "udp-port"),
+        (&host, "[::]:5300", "[2001:db8::10]:5300", "udp-port"),
+        (&container, "192.0.2.5:5300", "192.0.2.5:5300", "socket"),
+        (
+            &container,
+            "[2001:db8::5]:5300",
+            "[2001:db8::5]:5300",
+            "socket",
+        ),
+    ] {
+        let backend = datagrams::open(backend_host, bind);
+        let (flag, client) = match addr(target).is_ipv4() {
+            true => ("-4", CLIENT),
+            false => ("-6", CLIENT6),
+        };
+        let proxy = datagrams::start(&host, &[flag, target]);
+        let line = format!("replies of {target} come back by table 8193 ({way} way)");
+        proxy.wait_for_line(&line);
+        let direct_clients_lose = proxy
+            .stdout()
+            .iter()
+            .any(|l| l.contains("gets no reply now"));
+        assert_eq!(direct_clients_lose, way == "udp-port");
+        let near = datagrams::open(&container, "0.0.0.0:0");
+        near.connect(addr("192.0.2.10:2222")).expect("connect");
+        near.send(&datagrams::every(client, b"there"))
+            .expect("send");
+        let (payload, from) = datagrams::receive(&backend);
+        assert_eq!((&payload[..], from), (&b"there"[..], addr(client)));
+        backend.send_to(b"and back", from).expect("answer");
+        assert_eq!(datagrams::receive(&near).0, b"and back", "{bind} {target}");
+        stop(proxy);
+        assert_eq!(state(&host), before);
+    }
 }
 
 #[test]
