@@ -18,6 +18,17 @@ pub enum Protocol {
     Udp,
 }
 
+/// Where a datagram's PROXY header stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpHeader {
+    /// Version 2, in every datagram.
+    Every,
+    /// Version 2, in the first datagram that a load balancer's socket sends.
+    First,
+    /// Simple Proxy Protocol, in every datagram and every answer.
+    Spp,
+}
+
 /// What to do about the source port that the header claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourcePort {
@@ -149,8 +160,12 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
-    /// Silence that ends a UDP flow.
-    pub close_after: Duration,
+    /// Silence that ends a UDP flow; `None` never does.
+    pub close_after: Option<Duration>,
+    /// Where a datagram's header stands (`-udp-header`).
+    pub udp_header: UdpHeader,
+    /// UDP flows open at once; `None` for what the open-file limit carries.
+    pub max_flows: Option<usize>,
     /// Connections open at once; `None` for what the open-file limit carries.
     pub max_connections: Option<usize>,
     /// About the policy routing.
@@ -199,7 +214,9 @@ impl Settings {
             header_timeout: flags.header_timeout,
             connect_timeout: flags.connect_timeout,
             drain_timeout: flags.drain_timeout,
-            close_after: flags.close_after,
+            close_after: (!flags.close_after.is_zero()).then_some(flags.close_after),
+            udp_header: flags.udp_header,
+            max_flows: flags.max_flows,
             max_connections: flags.max_connections,
             routing: flags.routing,
             routing_mode: flags.routing_mode,

@@ -6,7 +6,6 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -19,29 +18,28 @@ use crate::bans::Bans;
 use crate::config::{Protocol, Settings};
 use crate::control;
 use crate::destination::Destinations;
+use crate::doctor;
+use crate::limits;
 use crate::log;
 use crate::networks::Networks;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Reporter;
 use crate::routing::{self, Marks};
 use crate::stats::Count;
+use crate::sys;
 use crate::tcp;
+use crate::udp;
 use crate::upstream;
-
-/// Descriptors that are not connections: standard streams, runtimes, signals, netlink, logs.
-const RESERVED: usize = 32;
 
 /// Runs the proxy until a signal ends it.
 pub async fn run(settings: Settings) -> Result<()> {
     log::init(settings.verbosity, settings.log_format);
-    if settings.protocol == Protocol::Udp {
-        bail!("-p udp is not there yet");
-    }
     let admission = admission(&settings)?;
-    let max_connections = max_connections(&settings);
+    let max_connections = limits::capacity(&settings);
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
     let routing = routing::install(&settings).await?;
+    doctor::warn_at_start(&settings).await;
     let result = serve(
         settings,
         admission,
@@ -66,7 +64,10 @@ async fn serve(
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
     let control = control::bind(&settings)?;
     // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
-    let (sockets, listen) = tcp::listener::bind(&settings)?;
+    let (sockets, listen) = match settings.protocol {
+        Protocol::Tcp => tcp::listener::bind(&settings)?,
+        Protocol::Udp => udp::listener::bind(&settings)?,
+    };
     let destinations = Destinations::new(&settings, listen);
     refuse_loops(&settings, &destinations)?;
     let upstream = upstream::Options {
@@ -79,7 +80,7 @@ async fn serve(
         upstream,
         workers,
         max_connections,
-        reporter: Reporter::new(settings.verbosity),
+        reporter: Reporter::new(settings.verbosity, settings.protocol),
         draining: AtomicBool::new(false),
         ended: Notify::new(),
         settings,
@@ -98,9 +99,18 @@ async fn serve(
     let mut listeners = JoinSet::new();
     for (number, socket) in sockets.into_iter().enumerate() {
         let own = number % proxy.workers.len();
-        let run = tcp::listener::run(Arc::clone(&proxy), socket, own);
-        listeners.spawn_on(run, &proxy.workers[own].handle);
-        tracing::info!(listenerNum = number as u64, protocol = "tcp", listenAdr = %listen, "listening");
+        let (shared, worker) = (Arc::clone(&proxy), &proxy.workers[own].handle);
+        let protocol = match proxy.settings.protocol {
+            Protocol::Tcp => {
+                listeners.spawn_on(tcp::listener::run(shared, socket, own), worker);
+                "tcp"
+            }
+            Protocol::Udp => {
+                listeners.spawn_on(udp::listener::run(shared, socket, own), worker);
+                "udp"
+            }
+        };
+        tracing::info!(listenerNum = number as u64, protocol, listenAdr = %listen, "listening");
     }
     tokio::select! {
         name = signals.next() => tracing::info!(signal = name, open = proxy.open() as u64, "stopping"),
@@ -175,40 +185,6 @@ fn allowed_subnets(settings: &Settings) -> Result<Option<Networks>> {
     Networks::load(path).context("-allowed-subnets").map(Some)
 }
 
-/// Raises the open-file limit as far as it goes, and says how many connections may be open.
-fn max_connections(settings: &Settings) -> usize {
-    let limit = raise_open_files();
-    let carried = carried(settings, limit);
-    if let Some(asked) = settings.max_connections {
-        if asked > carried {
-            tracing::warn!(
-                asked = asked as u64,
-                carried = carried as u64,
-                limit = limit as u64,
-                "the open-file limit does not carry -max-connections: raise LimitNOFILE"
-            );
-        }
-        return asked;
-    }
-    carried
-}
-
-/// How many connections so many open files carry: two descriptors each, and the pipes that bulk
-/// transfers share.
-pub fn carried(settings: &Settings, limit: usize) -> usize {
-    let pipes = (2 * tcp::PIPES_A_WORKER * settings.workers).min(limit / 8);
-    let fixed = RESERVED + settings.listeners + 4 * settings.workers + pipes;
-    (limit.saturating_sub(fixed) / 2).max(1)
-}
-
-fn raise_open_files() -> usize {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return 1024;
-    };
-    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
-    usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX)
-}
-
 /// Threads that each run the connections given to them.
 fn workers(count: usize) -> io::Result<Vec<Worker>> {
     (0..count)
@@ -237,7 +213,7 @@ fn refuse_loops(settings: &Settings, destinations: &Destinations) -> Result<()> 
         ("-4", targets.v4_given, targets.v4.into()),
         ("-6", targets.v6_given, targets.v6.into()),
     ] {
-        if given && destinations.is_listener(TargetAddr(target), tcp::is_local) {
+        if given && destinations.is_listener(TargetAddr(target), sys::socket::is_local) {
             bail!(
                 "{flag} {target} is the address realpeer itself listens on (-l {}): connections would loop",
                 settings.listen

@@ -28,7 +28,7 @@ pub struct Proxy {
     pub upstream: upstream::Options,
     /// The threads that carry connections.
     pub workers: Vec<Worker>,
-    /// Connections open at once, at most.
+    /// Connections, or UDP flows, open at once, at most.
     pub max_connections: usize,
     /// What is said about refused connections.
     pub reporter: Reporter,
@@ -108,9 +108,19 @@ impl Worker {
         }
     }
 
-    /// Connections it carries.
+    /// Connections and UDP flows it carries.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it carries one UDP flow more.
+    pub fn flow_began(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that it carries one UDP flow less.
+    pub fn flow_ended(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

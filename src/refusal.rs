@@ -61,11 +61,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether it is the client that is unwanted, and not the connection that went wrong.
-    pub fn is_of_the_client(&self) -> bool {
+    /// Whether the client is reset: as a backend's host would do it without a proxy between.
+    pub fn resets(&self) -> bool {
         matches!(
             self,
-            Refusal::Banned(..) | Refusal::ClientDenied(_) | Refusal::ClientNotAllowed(_)
+            Refusal::Banned(..)
+                | Refusal::ClientDenied(_)
+                | Refusal::ClientNotAllowed(_)
+                | Refusal::Upstream(_)
         )
     }
 

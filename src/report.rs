@@ -3,13 +3,14 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::config::Verbosity;
+use crate::config::{Protocol, Verbosity};
 use crate::stats::Count;
 
 /// Decides what is said now and what is only counted.
 #[derive(Debug)]
 pub struct Reporter {
     verbosity: Verbosity,
+    protocol: Protocol,
     said: Vec<Mutex<Said>>,
 }
 
@@ -21,9 +22,13 @@ struct Said {
 
 impl Reporter {
     /// A reporter that has said nothing yet.
-    pub fn new(verbosity: Verbosity) -> Reporter {
+    pub fn new(verbosity: Verbosity, protocol: Protocol) -> Reporter {
         let said = Count::ALL.iter().map(|_| Mutex::default()).collect();
-        Reporter { verbosity, said }
+        Reporter {
+            verbosity,
+            protocol,
+            said,
+        }
     }
 
     /// Whether every connection's end is logged.
@@ -44,6 +49,10 @@ impl Reporter {
                 Count::TooManyConnections | Count::AcceptFailed,
                 Verbosity::Errors | Verbosity::All,
             ) => Duration::from_secs(1),
+            // A datagram costs its sender next to nothing, and may have a forged sender.
+            (_, Verbosity::Errors | Verbosity::All) if self.protocol == Protocol::Udp => {
+                Duration::from_secs(1)
+            }
             (_, Verbosity::Errors | Verbosity::All) => return Some(0),
             (Count::TooManyConnections, Verbosity::Quiet) => Duration::from_secs(1),
             (_, Verbosity::Quiet) => Duration::from_secs(60),
@@ -70,7 +79,7 @@ mod tests {
 
     #[test]
     fn at_v_0_each_kind_is_said_once_a_minute_with_a_count() {
-        let reporter = Reporter::new(Verbosity::Quiet);
+        let reporter = Reporter::new(Verbosity::Quiet, Protocol::Tcp);
         let start = Instant::now();
         let at = |s| reporter.due_at(Count::HeaderBad, start + Duration::from_secs(s));
         assert_eq!(
@@ -82,7 +91,7 @@ mod tests {
 
     #[test]
     fn at_v_1_every_one_is_said_but_for_floods() {
-        let reporter = Reporter::new(Verbosity::Errors);
+        let reporter = Reporter::new(Verbosity::Errors, Protocol::Tcp);
         let now = Instant::now();
         assert_eq!(reporter.due_at(Count::HeaderBad, now), Some(0));
         assert_eq!(reporter.due_at(Count::HeaderBad, now), Some(0));

@@ -21,9 +21,9 @@ macro_rules! counts {
 }
 
 counts! {
-    /// Connections taken from the listener.
+    /// Connections taken from the listener; UDP flows begun.
     Accepted => "accepted",
-    /// Connections that reached the backend.
+    /// Connections that reached the backend; UDP flows that have a socket.
     Served => "served",
     /// Bytes from clients to backends.
     BytesUp => "bytesUp",
@@ -61,6 +61,16 @@ counts! {
     BadDestination => "badDestination",
     /// Backends that could not be reached.
     UpstreamFailed => "upstreamFailed",
+    /// Datagrams from clients.
+    DatagramsUp => "datagramsUp",
+    /// Datagrams from backends.
+    DatagramsDown => "datagramsDown",
+    /// Datagrams that the kernel would not take from us.
+    DatagramLost => "datagramLost",
+    /// Datagrams longer than any can be, dropped.
+    DatagramTruncated => "datagramTruncated",
+    /// UDP flows that made room for others.
+    FlowEvicted => "flowEvicted",
     /// Times the listener had to wait for descriptors or memory.
     AcceptFailed => "acceptFailed",
 }

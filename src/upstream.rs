@@ -28,6 +28,18 @@ pub struct Options {
     pub source_port: SourcePort,
 }
 
+/// The kind of socket that claims a client's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP.
+    Stream,
+    /// UDP.
+    Datagram {
+        /// A socket of ours already holds the client's port, for another target.
+        shared: bool,
+    },
+}
+
 /// A connection on its way.
 #[derive(Debug)]
 pub struct Connecting {
@@ -81,6 +93,7 @@ pub enum UpstreamError {
 pub fn connect(
     client: ClientAddr,
     target: TargetAddr,
+    kind: Kind,
     options: &Options,
 ) -> Result<Connecting, UpstreamError> {
     let any_port = ClientAddr((client.ip(), 0).into());
@@ -89,11 +102,11 @@ pub fn connect(
     } else {
         client
     };
-    match attempt(first, target, options) {
+    match attempt(first, target, kind, options) {
         Err(UpstreamError::PortTaken(_))
             if options.source_port == SourcePort::Keep && first.0.port() != 0 =>
         {
-            let socket = attempt(any_port, target, options)?;
+            let socket = attempt(any_port, target, kind, options)?;
             Ok(Connecting {
                 socket,
                 port_replaced: true,
@@ -126,14 +139,21 @@ pub fn failure(client: ClientAddr, target: TargetAddr, source: io::Error) -> Ups
 fn attempt(
     source: ClientAddr,
     target: TargetAddr,
+    kind: Kind,
     options: &Options,
 ) -> Result<OwnedFd, UpstreamError> {
-    let socket = claiming_socket(source, target, options).map_err(|e| match e.raw_os_error() {
+    let claimed = claiming_socket(source, target, kind, options);
+    let socket = claimed.map_err(|e| match e.raw_os_error() {
         Some(libc::EPERM) => UpstreamError::NotPermitted,
         _ => failure(source, target, e),
     })?;
     let begun = socket
         .bind(&source.0.into())
+        .and_then(|()| match kind {
+            Kind::Stream => Ok(()),
+            // The port is ours alone now; other sockets of ours may join it from here on.
+            Kind::Datagram { .. } => socket.set_reuse_address(true),
+        })
         .and_then(|()| socket.connect(&target.0.into()));
     match begun {
         Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(failure(source, target, e)),
@@ -145,13 +165,15 @@ fn attempt(
 fn claiming_socket(
     source: ClientAddr,
     target: TargetAddr,
+    kind: Kind,
     options: &Options,
 ) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(source.0),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let (transport, protocol) = match kind {
+        Kind::Stream => (Type::STREAM, Protocol::TCP),
+        Kind::Datagram { .. } => (Type::DGRAM, Protocol::UDP),
+    };
+    let domain = Domain::for_address(source.0);
+    let socket = Socket::new(domain, transport.nonblocking(), Some(protocol))?;
     if source.0.is_ipv4() {
         socket.set_ip_transparent_v4(true)?;
     } else {
@@ -160,18 +182,28 @@ fn claiming_socket(
     if let Some(mark) = options.marks.of(target.ip()) {
         socket.set_mark(mark)?;
     }
+    match kind {
+        Kind::Stream => stream_options(&socket, source)?,
+        // Two UDP sockets of one address and port tell their datagrams apart only by the target:
+        // with the same one, all answers would go to the one of them.
+        Kind::Datagram { shared: true } => socket.set_reuse_address(true)?,
+        Kind::Datagram { shared: false } => {}
+    }
+    Ok(socket)
+}
+
+fn stream_options(socket: &Socket, source: ClientAddr) -> io::Result<()> {
     if source.0.port() == 0 {
         // The kernel chooses the port at connect(2), where only the whole 4-tuple must be free.
-        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
     } else {
         socket.set_reuse_address(true)?;
     }
-    sys::socket::set_option(&socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_COUNT)?;
+    sys::socket::set_option(socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_COUNT)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE),
-    )?;
-    Ok(socket)
+    )
 }

@@ -673,3 +673,48 @@ fn an_interrupted_doctor_leaves_nothing_behind() {
     assert_eq!(running.exit_code(), 1);
     wait_until("everything is as it was", || state(host) == before);
 }
+
+#[test]
+fn an_address_of_this_host_never_plays_the_stranger() {
+    let server = Server::bare();
+    server.sh("ip address add 203.0.113.251/32 dev lo; ip address add 2001:db8:fff1::251/128 dev lo nodad");
+    server.doctor().assert_healthy();
+    let answer = doctor(&server.host, &[&BOTH[..], &["-routing", "off"]].concat());
+    assert_eq!(
+        answer.with_status("failed").len(),
+        2,
+        "{:#?}",
+        answer.checks()
+    );
+}
+
+#[test]
+fn the_start_of_the_proxy_warns_with_the_same_words_and_contacts_nobody() {
+    let server = Server::bare();
+    let flags = [
+        "-l",
+        "127.0.0.1:2222",
+        "-4",
+        "127.0.0.1:9001",
+        "-6",
+        "[::1]:9000",
+    ];
+    let said = doctor(&server.host, &flags).assert_names("backend-down", &[]);
+    let [_, backend6] = &server._backends;
+    backend6.accept(); // the doctor's own probe
+    let proxy = Program::Realpeer.start(&server.host, &flags);
+    let line = proxy.wait_for_line("\"check\":\"backend-down\"");
+    assert!(
+        line.contains("nothing listens on 127.0.0.1:9001") && line.contains(&said),
+        "{line}"
+    );
+    assert_eq!(
+        proxy
+            .stdout()
+            .iter()
+            .filter(|line| line.contains("\"check\""))
+            .count(),
+        1
+    );
+    backend6.assert_idle();
+}

@@ -14,7 +14,7 @@ use support::stage::{CLIENT, VISITED};
 use support::streams::{
     assert_carries, assert_closed, assert_reset, finish_sending, receive, receive_all, reset, send,
 };
-use support::{DEADLINE, Session, Stage, vitals, wait_until};
+use support::{Session, Stage, vitals, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -406,12 +406,8 @@ fn one_way(mut from: &TcpStream, mut to: &TcpStream, count: u64) {
 /// Whether sending to a connection fails because the other side has reset it.
 fn sending_breaks(mut stream: &TcpStream) -> bool {
     stream
-        .set_write_timeout(Some(DEADLINE))
-        .expect("set a write timeout");
-    match stream.write(b"anybody there?") {
-        Ok(_) => false,
-        Err(e) => matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
-    }
+        .write_all(b"anybody there?")
+        .is_err_and(|e| matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset))
 }
 
 /// Endless bytes without a pattern that a proxy's buffers could share: one random block of a

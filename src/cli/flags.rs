@@ -12,7 +12,9 @@ use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
 use super::{UsageError, doctor, go, usage};
-use crate::config::{Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, Verbosity};
+use crate::config::{
+    Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
+};
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -115,9 +117,20 @@ pub struct ProxyFlags {
     #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
     pub drain_timeout: Duration,
 
-    /// Silence that ends a UDP flow
-    #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::timeout)]
+    /// Silence both ways that ends a UDP flow; 0: silence ends none (-max-flows still does)
+    #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
     pub close_after: Duration,
+
+    /// Where UDP datagrams have their header: every (PROXY v2 in each), spp (Simple Proxy Protocol
+    /// in each), first (PROXY v2 in a load balancer socket's first; set -close-after longer than
+    /// the load balancer keeps a socket)
+    #[arg(long = "udp-header", value_name = "STYLE", default_value = "every", value_parser = udp_header, verbatim_doc_comment)]
+    pub udp_header: UdpHeader,
+
+    /// UDP flows open at once, of which the one idle longest makes room for a new one
+    /// (default: what the open-file limit carries)
+    #[arg(long = "max-flows", value_name = "N", value_parser = max_connections, verbatim_doc_comment)]
+    pub max_flows: Option<usize>,
 
     /// Policy routing: auto (put in what is missing, take it away at exit) or off
     #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = routing::switch)]
@@ -295,6 +308,15 @@ fn source_port(text: &str) -> Result<SourcePort, String> {
         "any" => Ok(SourcePort::Any),
         "strict" => Ok(SourcePort::Strict),
         _ => Err("write keep, any or strict".into()),
+    }
+}
+
+fn udp_header(text: &str) -> Result<UdpHeader, String> {
+    match text {
+        "every" => Ok(UdpHeader::Every),
+        "first" => Ok(UdpHeader::First),
+        "spp" => Ok(UdpHeader::Spp),
+        _ => Err("write every, first or spp".into()),
     }
 }
 

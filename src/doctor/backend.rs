@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::Target;
 use super::check::Check;
 use super::processes::{self, Process};
+use super::target::Target;
 use crate::routing::bound;
 
 /// What listens where the target is.

@@ -7,8 +7,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::check::Check;
 use crate::config::Settings;
-use crate::daemon;
-use crate::routing::plan::Family;
+use crate::limits;
+use crate::routing::family::Family;
 
 const CAP_NET_ADMIN: u32 = 12;
 
@@ -64,7 +64,7 @@ pub fn open_files(settings: &Settings) -> Option<Check> {
     let asked = settings.max_connections?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let limit = usize::try_from(hard).unwrap_or(usize::MAX);
-    let carried = daemon::carried(settings, limit);
+    let carried = limits::carried(settings, limit);
     if asked <= carried {
         return Some(Check::ok(
             ID,
@@ -72,8 +72,8 @@ pub fn open_files(settings: &Settings) -> Option<Check> {
         ));
     }
     let mut needed = limit;
-    while daemon::carried(settings, needed) < asked {
-        needed += 2 * (asked - daemon::carried(settings, needed));
+    while limits::carried(settings, needed) < asked {
+        needed += 2 * (asked - limits::carried(settings, needed));
     }
     Some(Check::wrong(
         ID,

@@ -5,42 +5,18 @@ use std::io;
 
 use rtnetlink::packet_route::rule::RuleMessage;
 
-use super::Target;
-use super::check::Check;
+use super::diagnosis::Diagnosis;
 use super::rules::{self, Effect, Packet};
+use super::target::Target;
+use super::words;
 use crate::config::Protocol;
+use crate::routing::family::Family;
 use crate::routing::keeper::fwmark_accept;
-use crate::routing::kernel::{Kernel, is_ours, rule_table};
+use crate::routing::kernel::Kernel;
+use crate::routing::message::{is_ours, rule_table};
 use crate::routing::nft;
 use crate::routing::owner::{INSTANCE_TABLES, SWITCH_TABLE};
-use crate::routing::plan::{Family, Place, Way};
-
-/// What the policy does with a target's replies.
-#[derive(Clone, Debug)]
-pub enum Diagnosis {
-    /// They come back, by this table.
-    InPlace(u32),
-    /// Nothing is there for them.
-    Missing,
-    /// The rule leads to a table without routes.
-    EmptyTable(RuleMessage),
-    /// The table sends them away instead of delivering them.
-    NotLocal(RuleMessage, String),
-    /// Another rule takes them first.
-    Shadowed {
-        rule: RuleMessage,
-        by: RuleMessage,
-        effect: String,
-    },
-    /// The table serves something else as well.
-    InUse(RuleMessage, String),
-    /// The mark is looked for, but never set.
-    AcceptOff,
-    /// The loopback rule cannot see what a wildcard socket sends.
-    Wildcard,
-    /// Marked replies fail the reverse-path check on this interface.
-    SrcValidMark(String),
-}
+use crate::routing::plan::{Need, Place, Question, Way};
 
 /// Finds out what becomes of the replies of `target`.
 pub async fn diagnose(kernel: &Kernel, target: &Target) -> io::Result<Diagnosis> {
@@ -83,7 +59,7 @@ async fn good(
     {
         return Ok(Diagnosis::InUse(rule.clone(), use_));
     }
-    let unmarked = crate::routing::plan::Question {
+    let unmarked = Question {
         mark: None,
         ..need.reply(SWITCH_TABLE, target.interface)
     };
@@ -161,7 +137,7 @@ fn is_aimed(rule: &RuleMessage, target: &Target) -> bool {
 }
 
 async fn loopback_rule_works(kernel: &Kernel, target: &Target) -> io::Result<bool> {
-    let bound = crate::routing::plan::Need {
+    let bound = Need {
         way: Way::Loopback,
         wildcard: false,
         ..target.need.clone()
@@ -193,18 +169,18 @@ async fn other_use(
     if let Some(other) = others.find(|other| !kindred(other)) {
         return Ok(Some(format!(
             "the rule \"{}\" leads there too",
-            rules::describe(other)
+            words::rule(other)
         )));
     }
     let foreign = routes
         .iter()
         .find(|route| route.header.destination_prefix_length != 0);
-    Ok(foreign.map(|route| format!("it holds the route \"{}\"", rules::describe_route(route))))
+    Ok(foreign.map(|route| format!("it holds the route \"{}\"", words::route(route))))
 }
 
 /// The interface on which the socket match cannot work.
 fn src_valid_mark(target: &Target) -> Option<String> {
-    let interface = rules::interface_name(target.interface?);
+    let interface = words::interface(target.interface?);
     let is_on = |name: &str| {
         let file = format!("/proc/sys/net/ipv4/conf/{name}/src_valid_mark");
         fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
@@ -222,131 +198,11 @@ fn packet(target: &Target) -> Packet {
         mark: reply.mark.unwrap_or(0),
         interface: target
             .interface
-            .map_or_else(|| "lo".into(), rules::interface_name),
+            .map_or_else(|| "lo".into(), words::interface),
         protocol: match target.protocol {
             Protocol::Tcp => libc::IPPROTO_TCP,
             Protocol::Udp => libc::IPPROTO_UDP,
         },
         source_port: need.target.port(),
     }
-}
-
-/// The answer about a way that is there, or only half. A missing one is told by `missing`.
-pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
-    let at = target.need.target;
-    let blame = target.need.given;
-    let ip = match target.need.family() {
-        Family::V4 => "ip -4",
-        Family::V6 => "ip -6",
-    };
-    Some(match diagnosis {
-        Diagnosis::Missing => return None,
-        Diagnosis::InPlace(table) => Check::ok(
-            "no-rule",
-            format!("the replies of {at} come back, by table {table}"),
-        ),
-        Diagnosis::EmptyTable(rule) => {
-            let table = rule_table(rule);
-            Check::wrong(
-                "empty-table",
-                blame,
-                format!(
-                    "the rule \"{}\" is there for {at}, but table {table} is empty",
-                    rules::describe(rule)
-                ),
-                format!("{ip} route add local default dev lo table {table}"),
-            )
-        }
-        Diagnosis::NotLocal(rule, route) => {
-            let table = rule_table(rule);
-            Check::wrong(
-                "not-local-route",
-                blame,
-                format!(
-                    "table {table} sends the replies of {at} away by \"{route}\"; its route must be of type local"
-                ),
-                format!(
-                    "{ip} route flush table {table} && {ip} route add local default dev lo table {table}"
-                ),
-            )
-        }
-        Diagnosis::Shadowed { rule, by, effect } => Check::wrong(
-            "rule-shadowed",
-            blame,
-            format!(
-                "the rule \"{}\" takes the replies of {at} ({effect}) before \"{}\" is asked",
-                rules::describe(by),
-                rules::describe(rule)
-            ),
-            match rules::priority(by) {
-                0 => format!("{ip} rule del {} priority 0", rules::selector(by)),
-                n => format!("{ip} rule add {} priority {}", rules::selector(rule), n - 1),
-            },
-        ),
-        Diagnosis::InUse(rule, use_) => {
-            let table = rule_table(rule);
-            Check::wrong(
-                "table-in-use",
-                blame,
-                format!(
-                    "table {table}, to which \"{}\" leads the replies of {at}, serves something else: {use_}",
-                    rules::describe(rule)
-                ),
-                format!("{ip} rule del {} && {}", rules::selector(rule), target.up()),
-            )
-        }
-        Diagnosis::AcceptOff => Check::wrong(
-            "fwmark-accept-off",
-            blame,
-            format!("the replies of {at} never get their mark: net.ipv4.tcp_fwmark_accept is 0"),
-            "sysctl -w net.ipv4.tcp_fwmark_accept=1",
-        ),
-        Diagnosis::Wildcard => Check::wrong(
-            "udp-wildcard-backend",
-            blame,
-            format!(
-                "the UDP backend of {at} is bound to the wildcard address, so its replies have no source yet when the loopback rule looks at them"
-            ),
-            format!(
-                "bind the backend to {}, or (direct clients of the port lose their replies): {} -routing-mode udp-port",
-                at.ip(),
-                target.up()
-            ),
-        ),
-        Diagnosis::SrcValidMark(interface) => Check::wrong(
-            "src-valid-mark",
-            blame,
-            format!(
-                "src_valid_mark is 1 on {interface}, where the replies of {at} arrive: the kernel drops them once they are marked"
-            ),
-            format!(
-                "sysctl -w net.ipv4.conf.all.src_valid_mark=0 net.ipv4.conf.{interface}.src_valid_mark=0"
-            ),
-        ),
-    })
-}
-
-/// The answer about a way that nobody has put in, and the proxy will not either.
-pub fn missing(target: &Target, other_family_is_fine: bool, why: &str) -> Check {
-    let (family, at) = (target.need.family(), target.need.target);
-    let (id, found) = if other_family_is_fine {
-        let other = if family == Family::V4 {
-            Family::V6
-        } else {
-            Family::V4
-        };
-        let found = format!(
-            "{other} has its policy rule, {family} has none: the replies of {at} do not come back{why}"
-        );
-        ("one-family-missing", found)
-    } else {
-        (
-            "no-rule",
-            format!(
-                "no policy rule brings the replies of {at} back ({} way){why}",
-                target.need.way
-            ),
-        )
-    };
-    Check::wrong(id, target.need.given, found, target.up())
 }

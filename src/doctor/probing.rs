@@ -2,18 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::spawn_blocking;
 
 use super::backend::{self, Backend};
 use super::check::Check;
-use super::probe::{self, Answer};
-use super::trace::{self, Direction};
-use super::{Examination, Target, remote};
+use super::examination::Examination;
+use super::shot::Shot;
+use super::target::Target;
 use crate::config::{Protocol, Routing};
 use crate::routing::keeper::{self, Keeper, Outcome};
 use crate::routing::plan::{Place, Way};
@@ -99,161 +96,4 @@ fn not_put_in(target: &Target, error: &io::Error) -> Check {
         target.need.target
     );
     Check::wrong("no-rule", target.need.given, found, target.up())
-}
-
-/// A probe of one target.
-#[derive(Clone)]
-struct Shot {
-    target: Target,
-    mark: Option<u32>,
-    /// nft may be asked who dropped it.
-    trace: bool,
-}
-
-impl Shot {
-    async fn tcp_here(&self, backend: Backend) -> Result<Vec<Check>> {
-        let answer = self.fire().await?;
-        let look = backend::check(&self.target, &backend);
-        Ok(match (answer, backend) {
-            (Answer::Came, Backend::Listens) => vec![look, self.came()],
-            // Something else on this host answers for it: a kernel's address translation.
-            (Answer::Came, _) => vec![self.came()],
-            (Answer::Refused(_), Backend::Listens) if backend::only_ipv6(&self.target) => {
-                let port = self.target.need.target.port();
-                let elsewhere = Backend::Elsewhere(vec![SocketAddr::from(([0u16; 8], port))]);
-                vec![backend::check(&self.target, &elsewhere)]
-            }
-            (answer, Backend::Listens) => vec![look, self.lost(answer).await?],
-            (Answer::Refused(_), _) => vec![look],
-            // Nobody listens, and nobody said so: then a firewall is in the way as well.
-            (answer, _) => {
-                let lost = self.lost(answer).await?;
-                let named = lost.id.starts_with("firewall");
-                [Some(look), named.then_some(lost)]
-                    .into_iter()
-                    .flatten()
-                    .collect()
-            }
-        })
-    }
-
-    async fn tcp_remote(&self) -> Result<Vec<Check>> {
-        let at = self.target.need.target;
-        Ok(vec![match self.fire().await? {
-            Answer::Came => self.came(),
-            Answer::Refused(e) => self.down(format!("{at} refuses connections ({e})")),
-            answer => {
-                let lost = self.lost(answer).await?;
-                if lost.id != "probe" {
-                    return Ok(vec![lost]);
-                }
-                match spawn_blocking(move || TcpStream::connect_timeout(&at, probe::PATIENCE))
-                    .await?
-                {
-                    Ok(_) => remote::wrong(
-                        &self.target,
-                        "it answers this host, but a client's address gets no answer",
-                    ),
-                    Err(e) => self.down(format!("{at} does not answer this host either ({e})")),
-                }
-            }
-        }])
-    }
-
-    async fn udp(&self, backend: Option<Backend>) -> Result<Vec<Check>> {
-        let look: Vec<_> = backend
-            .map(|backend| backend::check(&self.target, &backend))
-            .into_iter()
-            .collect();
-        // The port rule is for the backend's own port, which no other socket may have.
-        let probed = self.target.need.way == Way::Loopback;
-        if !probed || look.iter().any(|check| check.status != super::Status::Ok) {
-            return Ok(look);
-        }
-        let result = match self.fire().await? {
-            Answer::Came => self.came(),
-            answer => self.lost(answer).await?,
-        };
-        Ok(look.into_iter().chain([result]).collect())
-    }
-
-    async fn fire(&self) -> Result<Answer> {
-        let shot = self.clone();
-        Ok(spawn_blocking(move || shot.fire_now(probe::PATIENCE)).await?)
-    }
-
-    fn fire_now(&self, patience: Duration) -> Answer {
-        let at = self.target.need.target;
-        let stranger = self.target.need.family().stranger();
-        match self.target.protocol {
-            Protocol::Tcp => probe::tcp(at, stranger, self.mark, patience),
-            Protocol::Udp => probe::udp(at.ip(), stranger, self.mark, patience),
-        }
-    }
-
-    /// Fires again under nft's eyes.
-    async fn trace(&self) -> Result<Option<trace::Drop>> {
-        if !self.trace {
-            return Ok(None);
-        }
-        let shot = self.clone();
-        let stranger = self.target.need.family().stranger();
-        let traced =
-            spawn_blocking(move || trace::watch(stranger, || _ = shot.fire_now(probe::ONE_PACKET)))
-                .await?;
-        // A kernel without nftables has no rules of nftables.
-        Ok(traced.unwrap_or(None))
-    }
-
-    /// Why no answer came.
-    async fn lost(&self, answer: Answer) -> Result<Check> {
-        let at = self.target.need.target;
-        if let Answer::Unsent(e) = answer {
-            bail!("the probe to {at} cannot be sent: {e}");
-        }
-        if let Some(drop) = self.trace().await? {
-            let (id, what) = match drop.direction {
-                Direction::Request => ("firewall-input", "what clients send to"),
-                Direction::Reply => ("firewall-output", "the replies of"),
-            };
-            let found = format!("{} drops or rejects {what} {at}", drop.describe());
-            return Ok(Check::wrong(
-                id,
-                true,
-                found,
-                drop.fix(self.target.protocol_name(), at.port()),
-            ));
-        }
-        let how = match answer {
-            Answer::Refused(e) => format!("was refused ({e})"),
-            _ => "got no answer".to_owned(),
-        };
-        let stranger = self.target.need.family().stranger();
-        Ok(Check::wrong(
-            "probe",
-            true,
-            format!("a connection from {stranger} to {at} {how}, and no rule of nft's is to blame"),
-            "look for legacy iptables rules (iptables-legacy -S), for eBPF filters, and into the backend's log",
-        ))
-    }
-
-    fn came(&self) -> Check {
-        let (need, stranger) = (&self.target.need, self.target.need.family().stranger());
-        let what = match self.target.protocol {
-            Protocol::Tcp => "a connection",
-            Protocol::Udp => "a datagram",
-        };
-        Check::ok(
-            "probe",
-            format!("{what} from {stranger} to {} was answered", need.target),
-        )
-    }
-
-    fn down(&self, found: String) -> Check {
-        let fix = format!(
-            "start the backend, or give its address with {}",
-            self.target.flag()
-        );
-        Check::wrong("backend-down", self.target.need.given, found, fix)
-    }
 }

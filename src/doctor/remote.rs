@@ -3,11 +3,12 @@
 use std::fs;
 use std::io;
 
-use super::Target;
 use super::check::Check;
-use super::rules;
+use super::target::Target;
+use super::words;
+use crate::routing::family::Family;
 use crate::routing::kernel::Kernel;
-use crate::routing::plan::{Family, Question};
+use crate::routing::plan::Question;
 
 const ID: &str = "target-not-local";
 
@@ -51,7 +52,7 @@ async fn doubt(kernel: &Kernel, target: &Target) -> io::Result<Option<String>> {
     let Some(there) = kernel.ask(&way(target.need.target.ip())).await? else {
         return Ok(Some("this host knows no way to it".into()));
     };
-    let out = kernel.ask(&way(family.stranger())).await?;
+    let out = kernel.ask(&way(target.need.stranger)).await?;
     if let Some(out) = out.filter(|out| !out.local && out.interface == there.interface) {
         return Ok(Some(match (there.gateway, out.gateway) {
             (Some(gateway), _) => format!("it is beyond the gateway {gateway}"),
@@ -63,7 +64,7 @@ async fn doubt(kernel: &Kernel, target: &Target) -> io::Result<Option<String>> {
         return Ok(None);
     };
     // Containers stand on a bridge of this host, which is their gateway.
-    if kernel.is_bridge(index).await? || forwards(family, &rules::interface_name(index)) {
+    if kernel.is_bridge(index).await? || forwards(family, &words::interface(index)) {
         return Ok(None);
     }
     Ok(Some(

@@ -1,14 +1,12 @@
 //! Reads policy rules as the kernel does: which rule takes a packet, and which stands in its way.
 
-use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
-use crate::routing::kernel::rule_table;
-use crate::routing::plan::Family;
+use super::words;
 
 /// A packet, as far as rules look at it.
 #[derive(Clone, Debug)]
@@ -56,7 +54,8 @@ fn fits(rule: &RuleMessage, attribute: &RuleAttribute, packet: &Packet) -> bool 
     }
 }
 
-fn mask(rule: &RuleMessage) -> u32 {
+/// The bits of the mark that the rule looks at.
+pub fn mask(rule: &RuleMessage) -> u32 {
     let given = rule.attributes.iter().find_map(|a| match a {
         RuleAttribute::FwMask(mask) => Some(*mask),
         _ => None,
@@ -101,7 +100,7 @@ pub fn effect(rule: &RuleMessage, routes: &[RouteMessage], packet: &Packet) -> E
         RouteType::Local => Effect::Local,
         RouteType::Throw => Effect::Nothing,
         _ if suppressed => Effect::Nothing,
-        _ => Effect::Away(describe_route(route)),
+        _ => Effect::Away(words::route(route)),
     }
 }
 
@@ -127,7 +126,8 @@ pub fn is_local_default(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::Local && route.header.destination_prefix_length == 0
 }
 
-fn destination(route: &RouteMessage) -> IpAddr {
+/// Where the route leads; all zeros for a default route.
+pub fn destination(route: &RouteMessage) -> IpAddr {
     let found = route.attributes.iter().find_map(|a| match a {
         RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
         RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
@@ -175,108 +175,4 @@ pub fn is_for_port(rule: &RuleMessage, port: u16) -> bool {
     rule.attributes.iter().any(
         |a| matches!(a, RuleAttribute::SourcePortRange(range) if range.start <= port && port <= range.end),
     )
-}
-
-/// The rule in the words of `ip rule`.
-pub fn describe(rule: &RuleMessage) -> String {
-    format!("{}: {}", priority(rule), selector(rule))
-}
-
-/// The rule in the words of `ip rule`, without its priority: what `ip rule del` takes.
-pub fn selector(rule: &RuleMessage) -> String {
-    let mut text = String::new();
-    if rule.header.flags.contains(RuleFlags::Invert) {
-        text.push_str("not ");
-    }
-    let mut from = "all".to_owned();
-    let mut rest = String::new();
-    for attribute in &rule.attributes {
-        // Writing to a string cannot fail.
-        _ = match attribute {
-            RuleAttribute::Source(ip) => {
-                from = prefix(*ip, rule.header.src_len);
-                Ok(())
-            }
-            RuleAttribute::Destination(ip) => {
-                write!(rest, " to {}", prefix(*ip, rule.header.dst_len))
-            }
-            RuleAttribute::Iifname(name) => write!(rest, " iif {name}"),
-            RuleAttribute::Oifname(name) => write!(rest, " oif {name}"),
-            RuleAttribute::FwMark(mark) if mask(rule) == u32::MAX => {
-                write!(rest, " fwmark {mark:#x}")
-            }
-            RuleAttribute::FwMark(mark) => write!(rest, " fwmark {mark:#x}/{:#x}", mask(rule)),
-            RuleAttribute::IpProtocol(protocol) => {
-                write!(rest, " ipproto {}", i32::from(*protocol))
-            }
-            RuleAttribute::SourcePortRange(range) => {
-                write!(rest, " sport {}-{}", range.start, range.end)
-            }
-            RuleAttribute::DestinationPortRange(range) => {
-                write!(rest, " dport {}-{}", range.start, range.end)
-            }
-            _ => Ok(()),
-        };
-    }
-    let end = match rule.header.action {
-        RuleAction::ToTable => format!("lookup {}", table_name(rule_table(rule))),
-        RuleAction::Blackhole => "blackhole".into(),
-        RuleAction::Unreachable => "unreachable".into(),
-        RuleAction::Prohibit => "prohibit".into(),
-        _ => "goto".into(),
-    };
-    _ = write!(text, "from {from}{rest} {end}");
-    text
-}
-
-/// The route in the words of `ip route`.
-pub fn describe_route(route: &RouteMessage) -> String {
-    let bits = route.header.destination_prefix_length;
-    let kind = match route.header.kind {
-        RouteType::Unicast => "",
-        RouteType::Local => "local ",
-        RouteType::BlackHole => "blackhole ",
-        RouteType::Unreachable => "unreachable ",
-        RouteType::Prohibit => "prohibit ",
-        RouteType::Throw => "throw ",
-        _ => "other ",
-    };
-    let mut text = match bits {
-        0 => format!("{kind}default"),
-        _ => format!("{kind}{}", prefix(destination(route), bits)),
-    };
-    for attribute in &route.attributes {
-        _ = match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => write!(text, " via {ip}"),
-            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => write!(text, " via {ip}"),
-            RouteAttribute::Oif(index) => write!(text, " dev {}", interface_name(*index)),
-            _ => Ok(()),
-        };
-    }
-    text
-}
-
-/// The name of an interface, or its number if it has gone.
-pub fn interface_name(index: u32) -> String {
-    nix::net::if_::if_indextoname(index)
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| index.to_string())
-}
-
-fn table_name(table: u32) -> String {
-    match table {
-        253 => "default".into(),
-        254 => "main".into(),
-        255 => "local".into(),
-        other => other.to_string(),
-    }
-}
-
-fn prefix(ip: IpAddr, bits: u8) -> String {
-    if bits == Family::of(ip).bits() {
-        ip.to_string()
-    } else {
-        format!("{ip}/{bits}")
-    }
 }

@@ -3,6 +3,8 @@
 //! The protocol is HAProxy's `proxy-protocol.txt`. The crate `ppp` reads whole headers; what it
 //! leaves open (pieces, checksums, LOCAL and UNKNOWN of any shape) is closed here.
 
+pub mod spp;
+
 mod v1;
 mod v2;
 

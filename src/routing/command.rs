@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use super::kernel::PROTOCOL_NUMBER;
+use super::family::Family;
+use super::message::PROTOCOL_NUMBER;
 use super::nft;
-use super::plan::{Family, Route, Rule, Selector, Step};
+use super::plan::{Route, Rule, Selector, Step};
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

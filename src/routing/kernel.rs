@@ -1,46 +1,23 @@
 //! The kernel's policy routing, read and changed by netlink.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Error, Handle, IpVersion};
 
-use super::plan::{Family, Place, Question, Route, Rule, Selector};
-
-/// The number that tells our rules and routes from everybody else's (`ip rule` shows "proto 84").
-/// The kernel only stores it; rtnetlink.h gives numbers up to 192 to routing daemons, not this one.
-pub const PROTOCOL_NUMBER: u8 = 84;
-pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(PROTOCOL_NUMBER);
-
-/// The interface index of `lo` in every network namespace.
-const LOOPBACK: u32 = 1;
+use super::family::Family;
+use super::message::{Answer, PROTOCOL, is_ours, is_same, route_table, rule_table};
+use super::plan::{Place, Question, Route, Rule};
 
 /// A netlink connection to the kernel's routing. Needs a tokio runtime.
 #[derive(Clone)]
 pub struct Kernel(Handle);
-
-/// Where the kernel would send a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// To a process of this host.
-    pub local: bool,
-    /// The routing table that said so.
-    pub table: u32,
-    /// The interface it leaves by.
-    pub interface: Option<u32>,
-    /// The next router on its way.
-    pub gateway: Option<IpAddr>,
-}
 
 impl Kernel {
     /// Fails where netlink is forbidden (`RestrictAddressFamilies=` without AF_NETLINK).
@@ -55,19 +32,7 @@ impl Kernel {
     pub async fn ask(&self, question: &Question) -> io::Result<Option<Answer>> {
         let answers = self.0.route().get(question.message()).execute();
         match collect(answers).await {
-            Ok(routes) => Ok(routes.first().map(|route| Answer {
-                local: route.header.kind == RouteType::Local,
-                table: route_table(route),
-                interface: route.attributes.iter().find_map(|a| match a {
-                    RouteAttribute::Oif(index) => Some(*index),
-                    _ => None,
-                }),
-                gateway: route.attributes.iter().find_map(|a| match a {
-                    RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-                    RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-                    _ => None,
-                }),
-            })),
+            Ok(routes) => Ok(routes.first().map(Answer::read)),
             Err(e) if is_no_route(&e) => Ok(None),
             Err(e) => Err(e),
         }
@@ -235,151 +200,6 @@ impl Kernel {
             }
         }
         Ok(found)
-    }
-}
-
-/// True if the rule carries our protocol number.
-pub fn is_ours(rule: &RuleMessage) -> bool {
-    rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
-}
-
-/// True if both catch the same packets for the same table and carry the same number. What the
-/// kernel fills in (priority, mask, suppressor) is not looked at.
-fn is_same(a: &RuleMessage, b: &RuleMessage) -> bool {
-    let core = |rule: &RuleMessage| -> Vec<RuleAttribute> {
-        let filled_in = |a: &&RuleAttribute| {
-            matches!(
-                a,
-                RuleAttribute::Priority(_)
-                    | RuleAttribute::FwMask(_)
-                    | RuleAttribute::SuppressPrefixLen(_)
-            )
-        };
-        let attributes = rule.attributes.iter();
-        attributes.filter(|a| !filled_in(a)).cloned().collect()
-    };
-    let (a_core, b_core) = (core(a), core(b));
-    a.header.src_len == b.header.src_len
-        && a_core.len() == b_core.len()
-        && a_core.iter().all(|attribute| b_core.contains(attribute))
-}
-
-/// The table a rule leads to.
-pub fn rule_table(rule: &RuleMessage) -> u32 {
-    let wide = rule.attributes.iter().find_map(|a| match a {
-        RuleAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    wide.unwrap_or(rule.header.table.into())
-}
-
-/// The table a route stands in.
-pub fn route_table(route: &RouteMessage) -> u32 {
-    let wide = route.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    wide.unwrap_or(route.header.table.into())
-}
-
-impl Family {
-    fn number(self) -> AddressFamily {
-        match self {
-            Family::V4 => AddressFamily::Inet,
-            Family::V6 => AddressFamily::Inet6,
-        }
-    }
-}
-
-impl Question {
-    fn message(&self) -> RouteMessage {
-        let mut message = RouteMessage::default();
-        let bits = self.family.bits();
-        message.header.address_family = self.family.number();
-        message.header.destination_prefix_length = bits;
-        // The answer then names the table that was used. For IPv6 it does so anyway, and the
-        // flag is EINVAL.
-        if self.family == Family::V4 {
-            message.header.flags = RouteFlags::LookupTable;
-        }
-        let attributes = &mut message.attributes;
-        attributes.push(RouteAttribute::Destination(address(self.to)));
-        if let Some(from) = self.from {
-            message.header.source_prefix_length = bits;
-            attributes.push(RouteAttribute::Source(address(from)));
-        }
-        attributes.extend(self.mark.map(RouteAttribute::Mark));
-        attributes.extend(self.arrives_on.map(RouteAttribute::Iif));
-        if let Some(port) = self.udp_source_port {
-            attributes.push(RouteAttribute::IpProto(libc::IPPROTO_UDP as u8));
-            attributes.push(RouteAttribute::Sport(port));
-        }
-        message
-    }
-}
-
-impl Rule {
-    fn message(&self) -> RuleMessage {
-        let mut message = RuleMessage::default();
-        message.header.family = self.family.number();
-        message.header.action = RuleAction::ToTable;
-        message.attributes = vec![
-            RuleAttribute::Table(self.table),
-            RuleAttribute::Protocol(PROTOCOL),
-        ];
-        let attributes = &mut message.attributes;
-        let from_here = || RuleAttribute::Iifname("lo".into());
-        match self.selector {
-            Selector::FromLoopback => {
-                let (from, bits) = match self.family {
-                    Family::V4 => (Ipv4Addr::new(127, 0, 0, 0).into(), 8),
-                    Family::V6 => (Ipv6Addr::LOCALHOST.into(), 128),
-                };
-                message.header.src_len = bits;
-                attributes.extend([RuleAttribute::Source(from), from_here()]);
-            }
-            Selector::Mark(mark) => attributes.push(RuleAttribute::FwMark(mark)),
-            Selector::UdpPort(from, port) => {
-                if let Some(from) = from {
-                    message.header.src_len = self.family.bits();
-                    attributes.push(RuleAttribute::Source(from));
-                }
-                let range = RulePortRange {
-                    start: port,
-                    end: port,
-                };
-                attributes.extend([
-                    from_here(),
-                    RuleAttribute::IpProtocol(IpProtocol::Udp),
-                    RuleAttribute::SourcePortRange(range),
-                ]);
-            }
-        }
-        message
-    }
-}
-
-impl Route {
-    fn message(&self) -> RouteMessage {
-        let mut message = RouteMessage::default();
-        message.header.address_family = self.family.number();
-        message.header.kind = RouteType::Local;
-        message.header.scope = RouteScope::Host;
-        message.header.protocol = PROTOCOL;
-        message.attributes = vec![
-            RouteAttribute::Table(self.table),
-            RouteAttribute::Oif(LOOPBACK),
-        ];
-        let source = self.source.map(address).map(RouteAttribute::PrefSource);
-        message.attributes.extend(source);
-        message
-    }
-}
-
-fn address(ip: IpAddr) -> RouteAddress {
-    match ip {
-        IpAddr::V4(ip) => RouteAddress::Inet(ip),
-        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
     }
 }
 

@@ -7,30 +7,38 @@
 
 pub(crate) mod bound;
 mod command;
+pub(crate) mod family;
 pub(crate) mod keeper;
 pub(crate) mod kernel;
+mod marks;
+pub(crate) mod message;
+pub(crate) mod nfnetlink;
 pub(crate) mod nft;
 pub(crate) mod owner;
 pub(crate) mod plan;
 mod show;
 pub(crate) mod survey;
+mod switch;
 mod watch;
 
-use std::io;
-use std::net::{IpAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+pub use marks::Marks;
+pub use switch::command;
 
-use anyhow::{Context, Result, bail};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use crate::cli::{RoutingAction, ShowAs};
 use crate::config::{Routing, Settings};
+use family::Family;
 use keeper::{Keeper, Outcome};
 use kernel::Kernel;
-use owner::{INSTANCE_TABLES, SWITCH_TABLE};
-use plan::{Family, Need, Way};
+use owner::INSTANCE_TABLES;
+use plan::{Need, Way};
 
 /// The routing of a running proxy; what it put in stays until `remove`.
 #[must_use = "call remove() at exit"]
@@ -123,158 +131,6 @@ async fn clear(keeper: Keeper) {
         Ok(_) => debug!("routing: table {} is clean", lock.table),
         Err(e) => warn!("cannot take the rules of table {} away: {e}", lock.table),
     }
-}
-
-/// Which marks upstream sockets carry so that mark-accept brings their replies back.
-#[derive(Debug)]
-pub struct Marks {
-    user: Option<u32>,
-    /// The targets that are reached by mark-accept; an unspecified one stands for all of this host.
-    targets: std::sync::RwLock<Vec<IpAddr>>,
-    /// The mark for IPv4 and IPv6; 0 for none.
-    marks: [AtomicU32; 2],
-}
-
-impl Marks {
-    fn new(settings: &Settings) -> Marks {
-        Marks {
-            user: settings.mark,
-            targets: std::sync::RwLock::default(),
-            marks: [AtomicU32::new(0), AtomicU32::new(0)],
-        }
-    }
-
-    /// The mark for a socket that goes to `target`: the user's, or that of mark-accept.
-    pub fn of(&self, target: IpAddr) -> Option<u32> {
-        if self.user.is_some() {
-            return self.user;
-        }
-        let mark = self.marks[usize::from(target.is_ipv6())].load(Ordering::Relaxed);
-        (mark != 0 && self.is_marked(target)).then_some(mark)
-    }
-
-    fn is_marked(&self, target: IpAddr) -> bool {
-        let any = match target {
-            IpAddr::V4(_) => IpAddr::from([0, 0, 0, 0]),
-            IpAddr::V6(_) => IpAddr::from([0; 16]),
-        };
-        let Ok(targets) = self.targets.read() else {
-            return false;
-        };
-        // Only an address of this host can be bound: elsewhere a mark would lead astray.
-        targets.contains(&target)
-            || (targets.contains(&any) && UdpSocket::bind((target, 0)).is_ok())
-    }
-
-    fn set(&self, needs: &[Need], outcomes: &[Outcome]) {
-        let marked = needs
-            .iter()
-            .zip(outcomes)
-            .filter(|(n, _)| n.way == Way::Mark);
-        for (need, outcome) in marked {
-            if let Outcome::InPlace(table) | Outcome::PutIn(table) = outcome {
-                self.set_one(need, *table);
-            }
-        }
-    }
-
-    async fn look(&self, keeper: &Keeper) {
-        for need in keeper.needs.iter().filter(|need| need.way == Way::Mark) {
-            if let Ok(Some(table)) = keeper.serving(need).await {
-                self.set_one(need, table);
-            }
-        }
-    }
-
-    fn set_one(&self, need: &Need, table: u32) {
-        let slot = usize::from(need.family() == Family::V6);
-        self.marks[slot].store(need.mark_in(table), Ordering::Relaxed);
-        if let Ok(mut targets) = self.targets.write()
-            && !targets.contains(&need.target.ip())
-        {
-            targets.push(need.target.ip());
-        }
-    }
-}
-
-/// `realpeer routing up|down|show`.
-pub fn command(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(run(action, show_as, settings))
-}
-
-async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
-    let kernel = Kernel::connect()?;
-    match action {
-        RoutingAction::Up => up(kernel, settings).await,
-        RoutingAction::Down => down(&kernel).await,
-        RoutingAction::Show => {
-            let needs = survey::needs(&kernel, settings).await?;
-            let keeper = Keeper {
-                kernel,
-                needs,
-                lock: None,
-            };
-            let text = match show_as {
-                ShowAs::Table => show::table(&keeper).await?,
-                ShowAs::Commands => show::commands(&keeper).await?,
-            };
-            print!("{text}");
-            Ok(())
-        }
-    }
-}
-
-async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
-    let lock = owner::lock(SWITCH_TABLE).await?;
-    if kernel.is_foreign(SWITCH_TABLE).await? {
-        bail!(
-            "another program uses routing table {SWITCH_TABLE}; see `ip route show table {SWITCH_TABLE}` and `ip rule`"
-        );
-    }
-    let needs = survey::needs(&kernel, settings).await?;
-    let mut keeper = Keeper {
-        kernel,
-        needs,
-        lock: Some(lock),
-    };
-    let outcomes = keeper.ensure().await?;
-    let mut failed = None;
-    for (need, outcome) in keeper.needs.iter().zip(outcomes) {
-        match outcome {
-            Outcome::InPlace(_) => println!("{}: in place", need.target),
-            Outcome::PutIn(table) => {
-                println!("{}: put in ({} way, table {table})", need.target, need.way)
-            }
-            Outcome::Failed(e) if is_excused(need, &e) => {
-                println!("{}: left out ({e})", need.target)
-            }
-            Outcome::Failed(e) => failed = Some(explain(need, &e)),
-        }
-        if let Some(caution) = caution(need) {
-            eprintln!("warning: {caution}");
-        }
-    }
-    failed.map_or(Ok(()), |message| bail!("{message}"))
-}
-
-async fn down(kernel: &Kernel) -> Result<()> {
-    let _lock = owner::lock(SWITCH_TABLE).await?;
-    let found = keeper::clear(kernel, SWITCH_TABLE).await.context(
-        "cannot take the rules of `realpeer routing up` away (it needs CAP_NET_ADMIN: run it as root)",
-    )?;
-    println!(
-        "{}",
-        if found {
-            "taken away"
-        } else {
-            "nothing was in place"
-        }
-    );
-    Ok(())
 }
 
 /// Takes away what instances killed by SIGKILL left behind.

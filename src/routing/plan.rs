@@ -1,8 +1,9 @@
 //! Which way the replies of a target come back, and what each way needs, as data.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
+use super::family::Family;
 use crate::config::Protocol;
 
 /// How the kernel is brought to hand a backend's replies to the proxy.
@@ -43,6 +44,8 @@ pub struct Need {
     pub mark: Option<u32>,
     /// A UDP backend bound to 0.0.0.0 or ::, whose replies have no source address yet.
     pub wildcard: bool,
+    /// An address that stands for a client; not this host's.
+    pub stranger: IpAddr,
 }
 
 /// One thing to put in place.
@@ -172,7 +175,7 @@ impl Need {
         Question {
             family: self.family(),
             from: (!self.wildcard && !not_seen).then_some(self.target.ip()),
-            to: self.family().stranger(),
+            to: self.stranger,
             mark,
             arrives_on: arrives_on.filter(|_| self.way == Way::Socket),
             udp_source_port: (self.way == Way::UdpPort).then_some(self.target.port()),
@@ -187,50 +190,6 @@ impl Need {
     /// The family of the target, and so of its clients.
     pub fn family(&self) -> Family {
         Family::of(self.target.ip())
-    }
-}
-
-/// One of the two kinds of IP address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// IPv4 and IPv6.
-    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
-
-    /// The family of an address.
-    pub fn of(ip: IpAddr) -> Family {
-        if ip.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
-    /// The length of an address in bits.
-    pub fn bits(self) -> u8 {
-        match self {
-            Family::V4 => 32,
-            Family::V6 => 128,
-        }
-    }
-
-    /// An address that no host owns (RFC 5737, RFC 3849), to stand for a client.
-    pub fn stranger(self) -> IpAddr {
-        match self {
-            Family::V4 => Ipv4Addr::new(203, 0, 113, 251).into(),
-            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x251).into(),
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        })
     }
 }
 
@@ -277,6 +236,7 @@ mod tests {
             way: Way::Socket,
             mark: Some(5),
             wildcard: false,
+            stranger: Family::V4.strangers()[0],
         };
         let rule = Step::Rule(Rule {
             family: Family::V4,

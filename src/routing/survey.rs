@@ -1,10 +1,11 @@
 //! From the settings and the state of this host to what its targets need.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, bail};
 
 use super::bound;
+use super::family::Family;
 use super::kernel::Kernel;
 use super::plan::{self, Need, Place, Way};
 use crate::config::{Protocol, RoutingMode, Settings};
@@ -52,6 +53,7 @@ async fn need(
         way,
         mark: settings.mark,
         wildcard: wildcard && way == Way::UdpPort,
+        stranger: stranger(Family::of(target.ip())),
     })
 }
 
@@ -64,7 +66,17 @@ fn anywhere(settings: &Settings) -> impl Iterator<Item = Need> {
         way: Way::Mark,
         mark: settings.mark,
         wildcard: true,
+        stranger: stranger(Family::of(ip)),
     })
+}
+
+/// Only an address of this host can be bound.
+fn stranger(family: Family) -> IpAddr {
+    let candidates = family.strangers();
+    let foreign = candidates
+        .iter()
+        .find(|ip| UdpSocket::bind((**ip, 0)).is_err());
+    *foreign.unwrap_or(&candidates[0])
 }
 
 fn by_hand(mode: RoutingMode) -> Option<Way> {

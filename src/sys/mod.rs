@@ -2,5 +2,6 @@
 
 #![allow(unsafe_code)]
 
+pub mod datagram;
 pub mod interfaces;
 pub mod socket;

@@ -14,8 +14,8 @@ use crate::proxy::{Proxy, Slot};
 use crate::refusal::Refusal;
 use crate::sessions::{EndedBy, Route};
 use crate::stats::{Count, Stats};
-use crate::sys::interfaces::is_local;
-use crate::upstream::{self, UpstreamError};
+use crate::sys::socket::is_local;
+use crate::upstream::{self, Kind, UpstreamError};
 
 /// Serves an accepted connection to its end.
 pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
@@ -47,8 +47,7 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
         Ok(session) => story.orderly = story.carry(session).await,
         Err(refusal) => {
             story.refused(&refusal);
-            // Whoever is unwanted gets a reset, which leaves nothing behind here.
-            story.orderly = !refusal.is_of_the_client();
+            story.orderly = !refusal.resets();
         }
     }
 }
@@ -153,7 +152,7 @@ impl Story {
         target: TargetAddr,
         first: &[u8],
     ) -> Result<(Stream, usize), UpstreamError> {
-        let connecting = upstream::connect(client, target, &self.proxy().upstream)?;
+        let connecting = upstream::connect(client, target, Kind::Stream, &self.proxy().upstream)?;
         if connecting.port_replaced {
             self.port_replaced(client);
         }

@@ -7,5 +7,4 @@ mod pipes;
 mod relay;
 mod stream;
 
-pub use crate::sys::interfaces::is_local;
 pub use pipes::MOST as PIPES_A_WORKER;

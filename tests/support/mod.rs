@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod ctl;
+pub mod datagrams;
 pub mod header;
 pub mod host;
 pub mod program;

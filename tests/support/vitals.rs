@@ -26,13 +26,13 @@ pub fn open_files(process: &Running) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// Its resident memory in bytes.
+/// Its own resident memory in bytes, without pages of files such as its code.
 pub fn memory(process: &Running) -> usize {
-    let line = status(process, "VmRSS:");
+    let line = status(process, "RssAnon:");
     let kilobytes: usize = line
         .trim_end_matches(" kB")
         .parse()
-        .expect("VmRSS is a number");
+        .expect("RssAnon is a number");
     kilobytes * 1024
 }
 

@@ -1,0 +1,148 @@
+//! What can be known without touching anything.
+
+use anyhow::Result;
+
+use super::backend::{self, Backend};
+use super::check::{Check, Status};
+use super::diagnosis::{self, Diagnosis};
+use super::host::{self, Powers};
+use super::target::Target;
+use super::{Options, listener, policy, remote};
+use crate::config::{Routing, Settings};
+use crate::routing::family::Family;
+use crate::routing::kernel::Kernel;
+use crate::routing::plan::Place;
+use crate::routing::survey;
+
+/// All that is known before anything is touched.
+pub struct Examination<'a> {
+    /// As asked for on the command line.
+    pub settings: &'a Settings,
+    /// As asked of the doctor.
+    pub options: &'a Options,
+    /// The way to the kernel.
+    pub kernel: Kernel,
+    /// What this process may do.
+    pub powers: Powers,
+    /// The targets, and what the policy does with their replies.
+    pub targets: Vec<(Target, Diagnosis)>,
+}
+
+/// What is left to do for a target.
+pub enum Verdict {
+    /// A probe will tell. What seems to listen, if the target is on this host.
+    Open(Option<Backend>),
+    /// The cause is found, or there is nothing to find.
+    Closed,
+}
+
+impl<'a> Examination<'a> {
+    /// Looks at the host and the targets.
+    pub async fn new(settings: &'a Settings, options: &'a Options) -> Result<Examination<'a>> {
+        let kernel = Kernel::connect()?;
+        let mut targets = Vec::new();
+        for need in survey::needs(&kernel, settings).await? {
+            if need.family() == Family::V6 && host::is_ipv6_off() {
+                continue;
+            }
+            let target = Target::locate(&kernel, settings, need).await?;
+            let diagnosis = policy::diagnose(&kernel, &target).await?;
+            targets.push((target, diagnosis));
+        }
+        let powers = host::powers();
+        Ok(Examination {
+            settings,
+            options,
+            kernel,
+            powers,
+            targets,
+        })
+    }
+
+    /// The process, the host, the listener.
+    pub fn surroundings(&self) -> Vec<Check> {
+        let settings = self.settings;
+        let mut checks = vec![host::capabilities(self.powers), listener::port(settings)];
+        checks.extend(host::ipv6(settings));
+        checks.extend(host::open_files(settings));
+        checks.extend(listener::peer(settings, self.options.from));
+        checks
+    }
+
+    /// What can be known of a target without touching it.
+    pub async fn still(
+        &self,
+        (target, diagnosis): &(Target, Diagnosis),
+    ) -> Result<(Vec<Check>, Verdict)> {
+        let (need, here) = (&target.need, target.place != Place::Behind);
+        if here && listener::is_listener(self.settings, need.target) {
+            let check = need
+                .given
+                .then(|| listener::target(self.settings, need.target));
+            return Ok((check.into_iter().collect(), Verdict::Closed));
+        }
+        let mut checks = Vec::new();
+        if let (false, Diagnosis::SrcValidMark(_)) = (here, diagnosis) {
+            return Ok((vec![self.way_back(target, diagnosis)], Verdict::Closed));
+        }
+        if !here && !self.options.probe_remote {
+            let check = remote::check(&self.kernel, target).await?;
+            if check.status != Status::Ok {
+                return Ok((vec![check], Verdict::Closed));
+            }
+            checks.push(check);
+        }
+        let way = self.way_back(target, diagnosis);
+        let way_is_fine = way.status == Status::Ok;
+        checks.push(way);
+        if !need.given || !way_is_fine {
+            return Ok((checks, Verdict::Closed));
+        }
+        if !here {
+            return Ok((checks, Verdict::Open(None)));
+        }
+        let backend = backend::look(target);
+        if let Backend::DockerProxy(_) = backend {
+            checks.push(backend::check(target, &backend));
+            return Ok((checks, Verdict::Closed));
+        }
+        Ok((checks, Verdict::Open(Some(backend))))
+    }
+
+    fn way_back(&self, target: &Target, diagnosis: &Diagnosis) -> Check {
+        if let Some(check) = diagnosis::check(target, diagnosis) {
+            return check;
+        }
+        let auto = self.settings.routing == Routing::Auto;
+        let will = |when: &str| {
+            let found = format!(
+                "the proxy puts in the way back from {} ({} way) {when}",
+                target.need.target, target.need.way
+            );
+            Check::ok("no-rule", found)
+        };
+        match (auto, self.powers) {
+            (
+                true,
+                Powers {
+                    administrate: true, ..
+                },
+            ) => will("at start, until it ends"),
+            // That the capability is missing is told already.
+            (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN"),
+            (true, _) => diagnosis::missing(
+                target,
+                self.other_family_is_fine(target),
+                ", and putting it in needs CAP_NET_ADMIN",
+            ),
+            (false, _) => diagnosis::missing(target, self.other_family_is_fine(target), ""),
+        }
+    }
+
+    fn other_family_is_fine(&self, target: &Target) -> bool {
+        self.targets.iter().any(|(other, diagnosis)| {
+            other.need.family() != target.need.family()
+                && matches!(diagnosis, Diagnosis::InPlace(_))
+        })
+    }
+}

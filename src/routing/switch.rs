@@ -1,0 +1,90 @@
+//! `realpeer routing up|down|show`: a switch, not a counter. No proxy's exit touches it.
+
+use anyhow::{Context, Result, bail};
+
+use super::keeper::{self, Keeper, Outcome};
+use super::kernel::Kernel;
+use super::owner::{self, SWITCH_TABLE};
+use super::{caution, explain, is_excused, show, survey};
+use crate::cli::{RoutingAction, ShowAs};
+use crate::config::Settings;
+
+/// `realpeer routing up|down|show`.
+pub fn command(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run(action, show_as, settings))
+}
+
+async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
+    let kernel = Kernel::connect()?;
+    match action {
+        RoutingAction::Up => up(kernel, settings).await,
+        RoutingAction::Down => down(&kernel).await,
+        RoutingAction::Show => {
+            let needs = survey::needs(&kernel, settings).await?;
+            let keeper = Keeper {
+                kernel,
+                needs,
+                lock: None,
+            };
+            let text = match show_as {
+                ShowAs::Table => show::table(&keeper).await?,
+                ShowAs::Commands => show::commands(&keeper).await?,
+            };
+            print!("{text}");
+            Ok(())
+        }
+    }
+}
+
+async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
+    let lock = owner::lock(SWITCH_TABLE).await?;
+    if kernel.is_foreign(SWITCH_TABLE).await? {
+        bail!(
+            "another program uses routing table {SWITCH_TABLE}; see `ip route show table {SWITCH_TABLE}` and `ip rule`"
+        );
+    }
+    let needs = survey::needs(&kernel, settings).await?;
+    let mut keeper = Keeper {
+        kernel,
+        needs,
+        lock: Some(lock),
+    };
+    let outcomes = keeper.ensure().await?;
+    let mut failed = None;
+    for (need, outcome) in keeper.needs.iter().zip(outcomes) {
+        match outcome {
+            Outcome::InPlace(_) => println!("{}: in place", need.target),
+            Outcome::PutIn(table) => {
+                println!("{}: put in ({} way, table {table})", need.target, need.way)
+            }
+            Outcome::Failed(e) if is_excused(need, &e) => {
+                println!("{}: left out ({e})", need.target)
+            }
+            Outcome::Failed(e) => failed = Some(explain(need, &e)),
+        }
+        if let Some(caution) = caution(need) {
+            eprintln!("warning: {caution}");
+        }
+    }
+    failed.map_or(Ok(()), |message| bail!("{message}"))
+}
+
+async fn down(kernel: &Kernel) -> Result<()> {
+    let _lock = owner::lock(SWITCH_TABLE).await?;
+    let found = keeper::clear(kernel, SWITCH_TABLE).await.context(
+        "cannot take the rules of `realpeer routing up` away (it needs CAP_NET_ADMIN: run it as root)",
+    )?;
+    println!(
+        "{}",
+        if found {
+            "taken away"
+        } else {
+            "nothing was in place"
+        }
+    );
+    Ok(())
+}

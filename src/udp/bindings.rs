@@ -1,0 +1,123 @@
+//! Style `first`: which client speaks through which load-balancer socket. A binding outlives the
+//! flow's own socket when that makes room for others: else a flood could unbind a client, and the
+//! client's next datagram, all its own, would be taken for a header.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::lru::{Key, Lru};
+use crate::addr::{ClientAddr, TargetAddr};
+
+/// The bindings of a listening socket.
+#[derive(Debug)]
+pub struct Bindings {
+    by_peer: HashMap<SocketAddr, Key>,
+    bindings: Lru<(SocketAddr, ClientAddr, TargetAddr)>,
+    most: usize,
+    close_after: Option<Duration>,
+}
+
+impl Bindings {
+    /// No binding yet; `most` at once.
+    pub fn new(most: usize, close_after: Option<Duration>) -> Bindings {
+        Bindings {
+            by_peer: HashMap::new(),
+            bindings: Lru::new(),
+            most,
+            close_after,
+        }
+    }
+
+    /// Who speaks through this socket of a load balancer, if a first datagram has told and the
+    /// silence since was not too long.
+    pub fn speaker(&mut self, peer: SocketAddr, now: Instant) -> Option<(ClientAddr, TargetAddr)> {
+        self.expire(now);
+        let key = *self.by_peer.get(&peer)?;
+        let (_, client, target) = self.bindings.touch(key, now)?;
+        Some((*client, *target))
+    }
+
+    /// Binds a load balancer's socket to a client.
+    pub fn bind(&mut self, peer: SocketAddr, client: ClientAddr, target: TargetAddr, now: Instant) {
+        if self.bindings.len() >= self.most {
+            self.remove_oldest();
+        }
+        let key = self.bindings.insert((peer, client, target), now);
+        self.by_peer.insert(peer, key);
+    }
+
+    /// Notes that the backend has answered to this socket.
+    pub fn answered(&mut self, peer: SocketAddr, now: Instant) {
+        if let Some(key) = self.by_peer.get(&peer) {
+            self.bindings.touch(*key, now);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let Some(close_after) = self.close_after else {
+            return;
+        };
+        while let Some((_, used)) = self.bindings.oldest() {
+            if now.saturating_duration_since(used) < close_after {
+                return;
+            }
+            self.remove_oldest();
+        }
+    }
+
+    fn remove_oldest(&mut self) {
+        let oldest = self.bindings.oldest();
+        if let Some((peer, ..)) = oldest.and_then(|(key, _)| self.bindings.remove(key)) {
+            self.by_peer.remove(&peer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(port: u16) -> SocketAddr {
+        ([192, 0, 2, 5], port).into()
+    }
+
+    fn bind(bindings: &mut Bindings, port: u16, now: Instant) {
+        let client = ClientAddr(([203, 0, 113, 9], port).into());
+        bindings.bind(
+            peer(port),
+            client,
+            TargetAddr("127.0.0.1:53".parse().unwrap()),
+            now,
+        );
+    }
+
+    #[test]
+    fn silence_both_ways_ends_a_binding() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let mut bindings = Bindings::new(9, Some(Duration::from_secs(10)));
+        bind(&mut bindings, 1, at(0));
+        assert!(bindings.speaker(peer(1), at(9)).is_some());
+        assert!(bindings.speaker(peer(2), at(9)).is_none());
+        bindings.answered(peer(1), at(18));
+        assert!(bindings.speaker(peer(1), at(27)).is_some());
+        assert!(bindings.speaker(peer(1), at(37)).is_none());
+        assert!(bindings.by_peer.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let now = Instant::now();
+        let mut bindings = Bindings::new(2, None);
+        for port in 1..=3 {
+            bind(&mut bindings, port, now);
+        }
+        let bound = |bindings: &mut Bindings, port| bindings.speaker(peer(port), now).is_some();
+        assert_eq!(
+            [1, 2, 3].map(|port| bound(&mut bindings, port)),
+            [false, true, true]
+        );
+        assert_eq!(bindings.by_peer.len(), 2);
+    }
+}

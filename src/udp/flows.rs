@@ -1,0 +1,301 @@
+//! Who belongs to which upstream socket: the flows of one listening socket. Silence ends a flow;
+//! when there are too many, the one idle for longest makes room for a new one.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::journal::{self, Ending};
+use super::lru::{Key, Lru};
+use super::outbox::Envelope;
+use super::poller::Poller;
+use crate::addr::{ClientAddr, TargetAddr, canonical};
+use crate::header::spp;
+use crate::proxy::Proxy;
+use crate::refusal::Refusal;
+use crate::stats::Count;
+use crate::sys::datagram::LocalIp;
+use crate::upstream::{self, Connecting, Kind, UpstreamError};
+
+/// Flows that one call of `expire` ends, at most: closing a socket takes some microseconds, and
+/// datagrams are waiting meanwhile.
+const EXPIRED_AT_ONCE: usize = 64;
+
+/// A client and a target.
+#[derive(Debug)]
+pub struct Flow {
+    /// Connected to the target, in the client's name.
+    pub socket: OwnedFd,
+    /// Whom the socket claims to be.
+    pub client: ClientAddr,
+    /// Where it is connected to.
+    pub target: TargetAddr,
+    /// Where answers go: by the way that the newest datagram came.
+    pub back: Back,
+    /// From clients to the backend.
+    pub up: Traffic,
+    /// From the backend to clients.
+    pub down: Traffic,
+    /// When it began.
+    pub began: Instant,
+    /// The bans that had been spoken when its client was last found free of them.
+    judged: Cell<u64>,
+}
+
+/// The way back of a datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct Back {
+    /// The load balancer's socket that sent it, perhaps IPv4-mapped.
+    pub peer: SocketAddr,
+    /// The address of ours that it was sent to, if we listen on several.
+    pub local: Option<LocalIp>,
+    /// Its Simple Proxy Protocol header, which answers carry.
+    pub spp: Option<[u8; spp::LEN]>,
+}
+
+/// What went one way.
+#[derive(Debug)]
+pub struct Traffic {
+    /// Datagrams.
+    pub datagrams: u64,
+    /// Bytes of payload.
+    pub bytes: u64,
+    /// The size from which on the kernel would not cut messages into datagrams.
+    pub uncut: Cell<usize>,
+}
+
+/// The flows of one listening socket.
+pub struct Flows {
+    proxy: Arc<Proxy>,
+    worker: usize,
+    most: usize,
+    by_ends: HashMap<(ClientAddr, TargetAddr), Key>,
+    /// Flows of a client, when clients choose among targets.
+    by_client: HashMap<ClientAddr, usize>,
+    table: Lru<Flow>,
+}
+
+impl Flows {
+    /// No flow yet, on that worker, and `most` at once.
+    pub fn new(proxy: Arc<Proxy>, worker: usize, most: usize) -> Flows {
+        Flows {
+            proxy,
+            worker,
+            most,
+            by_ends: HashMap::new(),
+            by_client: HashMap::new(),
+            table: Lru::new(),
+        }
+    }
+
+    /// The flow of a client and a target.
+    pub fn find(&self, client: ClientAddr, target: TargetAddr) -> Option<Key> {
+        self.by_ends.get(&(client, target)).copied()
+    }
+
+    /// Whether a new flow will end an old one.
+    pub fn is_full(&self) -> bool {
+        self.table.len() >= self.most
+    }
+
+    /// A flow that may have ended.
+    pub fn get(&self, key: Key) -> Option<&Flow> {
+        self.table.get(key)
+    }
+
+    /// A flow that may have ended, which is used now.
+    pub fn touch(&mut self, key: Key, now: Instant) -> Option<&mut Flow> {
+        self.table.touch(key, now)
+    }
+
+    /// Ends a flow whose client was banned since it was looked at last. While nobody is banned
+    /// this costs a look at a number.
+    pub fn judge(&mut self, key: Key) -> Result<(), Refusal> {
+        let bans = &self.proxy.admission.bans;
+        let spoken = bans.spoken();
+        let Some(flow) = self.table.get(key) else {
+            return Ok(());
+        };
+        if flow.judged.replace(spoken) == spoken || !is_named(flow.client, &flow.back) {
+            return Ok(());
+        }
+        let judgement = self.proxy.admission.free_of_bans(flow.client);
+        if judgement.is_err() {
+            self.count(Count::Killed);
+            self.end(key, Ending::Banned);
+        }
+        judgement
+    }
+
+    /// Begins a flow. Fails if its client is not wanted, or if no socket can claim the client.
+    pub fn open(
+        &mut self,
+        client: ClientAddr,
+        target: TargetAddr,
+        back: Back,
+        poller: &Poller,
+        now: Instant,
+    ) -> Result<Key, Refusal> {
+        let judged = Cell::new(self.proxy.admission.bans.spoken());
+        if is_named(client, &back) {
+            self.proxy.admission.wanted(client)?;
+        }
+        self.count(Count::Accepted);
+        if self.is_full() {
+            self.evict();
+        }
+        let Connecting {
+            socket,
+            port_replaced,
+        } = self.connect(client, target)?;
+        if port_replaced {
+            journal::port_replaced(&self.proxy, self.worker, client);
+        }
+        // Worth a try: a backend that sends runs of datagrams at once is then read at once.
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        let flow = Flow {
+            socket,
+            client,
+            target,
+            back,
+            up: Traffic::default(),
+            down: Traffic::default(),
+            began: now,
+            judged,
+        };
+        let key = self.table.insert(flow, now);
+        self.by_ends.insert((client, target), key);
+        if self.proxy.settings.dynamic_destination {
+            *self.by_client.entry(client).or_default() += 1;
+        }
+        self.proxy.workers[self.worker].flow_began();
+        let watched = match self.get(key) {
+            Some(flow) => poller.add(&flow.socket, key.number()),
+            None => Ok(()),
+        };
+        if let Err(e) = watched {
+            self.end(key, Ending::Unwatched);
+            return Err(upstream::failure(client, target, e).into());
+        }
+        self.count(Count::Served);
+        Ok(key)
+    }
+
+    /// Ends flows that were silent for `-close-after`, some of them at least.
+    pub fn expire(&mut self, now: Instant) {
+        for _ in 0..EXPIRED_AT_ONCE {
+            match (self.table.oldest(), self.next_expiry()) {
+                (Some((key, _)), Some(due)) if due <= now => self.end(key, Ending::Silent),
+                _ => return,
+            }
+        }
+    }
+
+    /// When the next flow ends if it stays silent.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        let (_, used) = self.table.oldest()?;
+        used.checked_add(self.proxy.settings.close_after?)
+    }
+
+    fn connect(
+        &mut self,
+        client: ClientAddr,
+        target: TargetAddr,
+    ) -> Result<Connecting, UpstreamError> {
+        let shared = self.by_client.contains_key(&client);
+        let kind = Kind::Datagram { shared };
+        let proxy = Arc::clone(&self.proxy);
+        match upstream::connect(client, target, kind, &proxy.upstream) {
+            // The limit is lower than it was at start, or others on this host hold too much.
+            Err(e) if is_shortage(&e) && self.evict() => {
+                upstream::connect(client, target, kind, &proxy.upstream)
+            }
+            result => result,
+        }
+    }
+
+    fn evict(&mut self) -> bool {
+        let Some((key, _)) = self.table.oldest() else {
+            return false;
+        };
+        journal::evicted(&self.proxy, self.worker, self.table.len());
+        self.end(key, Ending::Evicted);
+        true
+    }
+
+    fn end(&mut self, key: Key, why: Ending) {
+        let Some(flow) = self.table.remove(key) else {
+            return;
+        };
+        self.by_ends.remove(&(flow.client, flow.target));
+        if let Some(count) = self.by_client.get_mut(&flow.client) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_client.remove(&flow.client);
+            }
+        }
+        self.proxy.workers[self.worker].flow_ended();
+        journal::ended(&self.proxy, &flow, why);
+    }
+
+    fn count(&self, count: Count) {
+        self.proxy.workers[self.worker].stats.add(count, 1);
+    }
+}
+
+impl Drop for Flows {
+    fn drop(&mut self) {
+        while let Some((key, _)) = self.table.oldest() {
+            self.end(key, Ending::Stopped);
+        }
+    }
+}
+
+impl Flow {
+    /// How answers leave through the listening socket.
+    pub fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            to: Some(self.back.peer),
+            from: self.back.local,
+            header: self.back.spp.as_ref().map_or(&[], |header| &header[..]),
+        }
+    }
+}
+
+impl Traffic {
+    /// Counts a datagram.
+    pub fn add(&mut self, bytes: usize) {
+        self.datagrams += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+impl Default for Traffic {
+    fn default() -> Traffic {
+        Traffic {
+            datagrams: 0,
+            bytes: 0,
+            uncut: Cell::new(usize::MAX),
+        }
+    }
+}
+
+/// Whether a header named the client; without one the load balancer speaks for itself.
+fn is_named(client: ClientAddr, back: &Back) -> bool {
+    client.0 != canonical(back.peer)
+}
+
+fn is_shortage(error: &UpstreamError) -> bool {
+    let UpstreamError::Failed { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        source.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}

@@ -1,0 +1,151 @@
+//! What is counted and said about datagrams and flows.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use super::flows::Flow;
+use super::outbox::Trouble;
+use crate::addr::{ClientAddr, PeerAddr, canonical};
+use crate::proxy::Proxy;
+use crate::refusal::Refusal;
+use crate::stats::Count;
+use crate::upstream::UpstreamError;
+
+/// Why a flow ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Ending {
+    /// `-close-after` without a datagram either way.
+    Silent,
+    /// It made room for a new flow.
+    Evicted,
+    /// Its client was banned.
+    Banned,
+    /// The proxy stops.
+    Stopped,
+    /// Its socket could not be watched.
+    Unwatched,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ending::Silent => "silent for -close-after",
+            Ending::Evicted => "made room for a new flow",
+            Ending::Banned => "client banned",
+            Ending::Stopped => "realpeer stops",
+            Ending::Unwatched => "its socket could not be watched",
+        })
+    }
+}
+
+/// A datagram is dropped.
+pub fn refused(proxy: &Proxy, worker: usize, peer: SocketAddr, refusal: &Refusal) {
+    let kind = refusal.count();
+    proxy.workers[worker].stats.add(kind, 1);
+    if let Some(held_back) = proxy.reporter.due(kind) {
+        tracing::warn!(
+            error = %refusal,
+            frontendRemoteAddr = %PeerAddr(canonical(peer)),
+            heldBack = held_back,
+            "dropping datagram"
+        );
+    }
+}
+
+/// A datagram came cut off.
+pub fn truncated(proxy: &Proxy, worker: usize) {
+    let kind = Count::DatagramTruncated;
+    proxy.workers[worker].stats.add(kind, 1);
+    if let Some(held_back) = proxy.reporter.due(kind) {
+        tracing::warn!(
+            heldBack = held_back,
+            "dropping a datagram that is longer than 65,536 bytes"
+        );
+    }
+}
+
+/// The client's port is in use, so its flow has another one.
+pub fn port_replaced(proxy: &Proxy, worker: usize, client: ClientAddr) {
+    let kind = Count::PortReplaced;
+    proxy.workers[worker].stats.add(kind, 1);
+    if let Some(held_back) = proxy.reporter.due(kind) {
+        tracing::info!(clientAddr = %client, heldBack = held_back, "the client's port is taken on this host: using a free one");
+    }
+}
+
+/// A flow makes room.
+pub fn evicted(proxy: &Proxy, worker: usize, open: usize) {
+    let kind = Count::FlowEvicted;
+    proxy.workers[worker].stats.add(kind, 1);
+    if let Some(held_back) = proxy.reporter.due(kind) {
+        tracing::warn!(
+            open = open as u64,
+            heldBack = held_back,
+            "no room for a new flow: the one idle for longest makes room; see -max-flows and LimitNOFILE"
+        );
+    }
+}
+
+/// The kernel told an error of a flow's upstream socket: an ICMP message, mostly, about a datagram
+/// sent before. The flow goes on.
+pub fn upstream_error(proxy: &Proxy, worker: usize, flow: &Flow, error: &io::Error) {
+    let Flow { client, target, .. } = *flow;
+    let error = match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => UpstreamError::Refused(target),
+        _ => UpstreamError::Failed {
+            client,
+            target,
+            source: copy(error),
+        },
+    };
+    refused(proxy, worker, flow.back.peer, &error.into());
+}
+
+/// Something went wrong with what a flow sends; tells nothing of messages that must not be cut.
+pub fn trouble(proxy: &Proxy, worker: usize, flow: &Flow, trouble: &Trouble<'_>) {
+    match trouble {
+        Trouble::Uncut(_) => {}
+        Trouble::Earlier(error) => upstream_error(proxy, worker, flow, error),
+        Trouble::Lost(count, error) => {
+            let kind = Count::DatagramLost;
+            proxy.workers[worker].stats.add(kind, *count as u64);
+            if let Some(held_back) = proxy.reporter.due(kind) {
+                tracing::warn!(
+                    error = %error,
+                    clientAddr = %flow.client,
+                    frontendRemoteAddr = %canonical(flow.back.peer),
+                    targetAddr = %flow.target,
+                    heldBack = held_back,
+                    "cannot send datagrams: they are lost"
+                );
+            }
+        }
+    }
+}
+
+/// A flow is over.
+pub fn ended(proxy: &Proxy, flow: &Flow, why: Ending) {
+    if !proxy.reporter.says_all() {
+        return;
+    }
+    tracing::info!(
+        clientAddr = %flow.client,
+        frontendRemoteAddr = %canonical(flow.back.peer),
+        targetAddr = %flow.target,
+        bytesUp = flow.up.bytes,
+        bytesDown = flow.down.bytes,
+        datagramsUp = flow.up.datagrams,
+        datagramsDown = flow.down.datagrams,
+        durationMs = flow.began.elapsed().as_millis() as u64,
+        end = %why,
+        "flow closed"
+    );
+}
+
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error.kind().into(),
+    }
+}

@@ -1,0 +1,186 @@
+//! A listening socket and its flows, on one worker: waits, and lets datagrams through by the batch.
+
+use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::epoll::EpollEvent;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::sleep_until;
+
+use super::flows::{Flows, Traffic};
+use super::lru::Key;
+use super::outbox::Outbox;
+use super::poller::Poller;
+use super::reader::Reader;
+use super::steering;
+use crate::config::{Settings, UdpHeader};
+use crate::proxy::Proxy;
+use crate::sys::datagram::Batch;
+
+/// Bytes that may wait in the listening socket, each way: a burst of some thousand datagrams.
+const BUFFER: usize = 8 << 20;
+
+/// Sockets that one wait tells of, at most.
+const EVENTS: usize = 256;
+
+/// The number of the listening socket among the poller's.
+const LISTENER: u64 = u64::MAX;
+
+/// Bindings of style `first`, in flows: a binding is kept when its flow made room.
+const BINDINGS_A_FLOW: usize = 4;
+
+/// A listening socket and everything that belongs to it.
+pub struct Listener {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) worker: usize,
+    pub(super) style: UdpHeader,
+    pub(super) socket: OwnedFd,
+    pub(super) poller: Poller,
+    pub(super) reader: Reader,
+    pub(super) flows: Flows,
+    pub(super) batch: Batch,
+    pub(super) outbox: Outbox,
+    /// Payloads in the batch with their flows, not sent yet.
+    pub(super) placed: Vec<(Key, Range<usize>)>,
+    /// What came from backends and is not counted yet.
+    pub(super) returned: Traffic,
+}
+
+/// Opens the listening sockets, all on one address, and tells that address.
+pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
+    let mut listen = settings.listen;
+    let mut sockets = Vec::with_capacity(settings.listeners);
+    for _ in 0..settings.listeners {
+        let socket = open(listen, settings).with_context(|| cannot_listen(listen))?;
+        // Port 0 lets the kernel choose: the others share its choice.
+        let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+        listen = bound.context("the listener has no address")?;
+        sockets.push(socket.into());
+    }
+    if sockets.len() > 1
+        && let Err(error) = steering::by_client(&sockets, settings.udp_header)
+    {
+        tracing::warn!(%error, "a client that comes by several load-balancer sockets may get several ports: the kernel takes no program for SO_ATTACH_REUSEPORT_CBPF");
+    }
+    Ok((sockets, listen))
+}
+
+fn cannot_listen(listen: SocketAddr) -> String {
+    format!(
+        "cannot listen on {listen}: is the port taken (ss -lunp), the address this host's, or the port below 1024 without CAP_NET_BIND_SERVICE?"
+    )
+}
+
+fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(listen),
+        Type::DGRAM.nonblocking(),
+        Some(Protocol::UDP),
+    )?;
+    if settings.listeners > 1 {
+        socket.set_reuse_port(true)?;
+    }
+    if listen.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    match (settings.listen_transparent, listen.is_ipv6()) {
+        (true, true) => socket.set_ip_transparent_v6(true)?,
+        (true, false) => socket.set_ip_transparent_v4(true)?,
+        (false, _) => {}
+    }
+    // Answers come from the address that was asked, which several can be.
+    if listen.ip().is_unspecified() || settings.listen_transparent {
+        match listen.is_ipv6() {
+            true => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+            false => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+        }
+    }
+    hold_bursts(&socket);
+    // Datagrams of several clients may come glued together, and the kernel gives all of them to
+    // the listening socket of the first.
+    if settings.listeners == 1 || settings.udp_header == UdpHeader::First {
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+    }
+    socket.bind(&listen.into())?;
+    Ok(socket)
+}
+
+/// Larger buffers than net.core.rmem_max and wmem_max allow need CAP_NET_ADMIN.
+fn hold_bursts(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(BUFFER);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &BUFFER).is_err() {
+        let _ = socket.set_send_buffer_size(BUFFER);
+    }
+}
+
+/// Lets datagrams through for ever, on that worker. Returns only when the listener is broken.
+pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, worker: usize) -> io::Error {
+    let mut listener = match Listener::new(proxy, socket, worker) {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    let mut events = vec![EpollEvent::empty(); EVENTS];
+    loop {
+        if let Err(error) = listener.turn(&mut events).await {
+            return error;
+        }
+    }
+}
+
+impl Listener {
+    fn new(proxy: Arc<Proxy>, socket: OwnedFd, worker: usize) -> io::Result<Listener> {
+        let most = (proxy.max_connections / proxy.settings.listeners).max(1);
+        let poller = Poller::new()?;
+        poller.add(&socket, LISTENER)?;
+        Ok(Listener {
+            worker,
+            style: proxy.settings.udp_header,
+            socket,
+            poller,
+            reader: Reader::new(Arc::clone(&proxy), most.saturating_mul(BINDINGS_A_FLOW)),
+            flows: Flows::new(Arc::clone(&proxy), worker, most),
+            batch: Batch::new(),
+            outbox: Outbox::default(),
+            placed: Vec::new(),
+            returned: Traffic::default(),
+            proxy,
+        })
+    }
+
+    /// Waits for datagrams and lets some of each socket's through, so that none starves another.
+    async fn turn(&mut self, events: &mut [EpollEvent]) -> io::Result<()> {
+        let expiry = self.flows.next_expiry();
+        let ready = tokio::select! {
+            biased;
+            ready = self.poller.ready(events) => ready?,
+            () = until(expiry) => 0,
+        };
+        let now = Instant::now();
+        let ready = &events[..ready];
+        if ready.iter().any(|event| event.data() == LISTENER) {
+            self.take_in(now)?;
+        }
+        let flows = ready.iter().map(EpollEvent::data);
+        let flows = flows.filter(|number| *number != LISTENER);
+        self.give_back(flows.map(Key::from_number), now);
+        self.flows.expire(now);
+        Ok(())
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        // A little later, so that flows that end together are told together.
+        Some(instant) => sleep_until((instant + Duration::from_millis(1)).into()).await,
+        None => pending().await,
+    }
+}
