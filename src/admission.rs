@@ -65,18 +65,35 @@ impl Admission {
         }
     }
 
-    /// May this peer name that client? Addresses that no client can have are for local peers only,
-    /// since a backend may trust what seems to come from its own host. A ban goes before the files,
-    /// and the denied before the allowed.
+    /// May this peer name that client?
     pub fn client(&self, peer: PeerAddr, client: ClientAddr) -> Result<(), Refusal> {
+        self.plausible(peer, client)?;
+        self.wanted(client)
+    }
+
+    /// Whether the client is one that this peer can have. Addresses that no client can have are
+    /// for local peers only, since a backend may trust what seems to come from its own host.
+    pub fn plausible(&self, peer: PeerAddr, client: ClientAddr) -> Result<(), Refusal> {
         if is_bogus(client.ip()) && !peer.ip().is_loopback() {
             return Err(Refusal::BogusClient(client));
         }
-        if let Some(ban) = self.bans.find(client.ip()) {
-            return Err(Refusal::Banned(client, Box::new(ban)));
-        }
+        Ok(())
+    }
+
+    /// Whether the client shall be served: a ban goes before the files, and the denied before the
+    /// allowed.
+    pub fn wanted(&self, client: ClientAddr) -> Result<(), Refusal> {
+        self.free_of_bans(client)?;
         let rules = self.clients.read().unwrap_or_else(PoisonError::into_inner);
         rules.judge(client)
+    }
+
+    /// Whether no ban keeps the client away.
+    pub fn free_of_bans(&self, client: ClientAddr) -> Result<(), Refusal> {
+        match self.bans.find(client.ip()) {
+            Some(ban) => Err(Refusal::Banned(client, Box::new(ban))),
+            None => Ok(()),
+        }
     }
 
     /// Puts new rules in the place of the old ones, for connections from now on.

@@ -61,9 +61,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the client is told by a reset: it is unwanted, or its backend cannot be reached,
-    /// which a reset says to clients that connect without a proxy between.
-    pub fn is_told_by_reset(&self) -> bool {
+    /// Whether the client is reset: as a backend's host would do it without a proxy between.
+    pub fn resets(&self) -> bool {
         matches!(
             self,
             Refusal::Banned(..)

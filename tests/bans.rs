@@ -7,7 +7,8 @@ use std::io::BufReader;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use support::ctl::ask_all;
-use support::header::v1;
+use support::datagrams::{Scene, assert_silent, every};
+use support::header::{LOCAL, UNSPEC, V2, v1};
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
 use support::streams::{assert_carries, assert_reset, send};
 use support::{Ctl, Stage, TempDir, wait_until};
@@ -177,4 +178,47 @@ fn a_hundred_thousand_bans_are_taken_kept_and_looked_up() {
     assert_reset(&stage.dial_and_send(v1("10.1.134.159:40000", VISITED)));
     stage.session("10.1.134.160:40000");
     assert_eq!(ctl.ok("-json bans").lines().count(), BANS as usize + 1);
+}
+
+/// A datagram of a banned client goes nowhere, and neither does the backend's answer to earlier
+/// ones.
+#[test]
+fn a_ban_ends_udp_flows_too() {
+    let ctl = Ctl::new();
+    let path = ctl.path();
+    let scene = Scene::new(&["-control", &path, "-v", "2"]);
+    let near = scene.socket();
+    let seen = scene.pass(&near, CLIENT, b"before");
+    scene.converse(&near, "203.0.113.8:40000");
+    ctl.ok("ban 203.0.113.7");
+    scene.backend.send_to(b"late answer", seen).expect("send");
+    near.send(&every(CLIENT, b"after")).expect("send");
+    scene.proxy.wait_for_line(r#""end":"client banned""#);
+    scene.proxy.wait_for_line("is banned: 203.0.113.7/32");
+    // What comes next is the other client's, both ways.
+    scene.converse(&near, "203.0.113.8:40000");
+    assert_silent(&near);
+    assert_silent(&scene.backend);
+    ctl.ok("unban 203.0.113.7");
+    scene.converse(&near, CLIENT);
+}
+
+#[test]
+fn health_checks_over_udp_outlive_a_ban_on_the_load_balancer() {
+    let ctl = Ctl::new();
+    let path = ctl.path();
+    let scene = Scene::new(&["-control", &path]);
+    let near = scene.socket();
+    for ban in ["ban 192.0.2.5 -force", "ban 192.0.2.0/24 -force"] {
+        ctl.ok(ban);
+        near.send(
+            &[
+                V2::new(LOCAL, UNSPEC, Vec::new()).bytes(),
+                b"alive?".to_vec(),
+            ]
+            .concat(),
+        )
+        .expect("send");
+        scene.expect("192.0.2.5:1", b"alive?");
+    }
 }

@@ -30,7 +30,7 @@ fn over_a_hundred_megabytes_pass_both_ways_at_once() {
 fn many_connections_carry_bulk_at_once() {
     let stage = Stage::new(&[]);
     let sessions: Vec<Session> = (0..40)
-        .map(|number| stage.session(&format!("203.0.113.7:{}", first_port + number)))
+        .map(|number| stage.session(&format!("203.0.113.7:{}", 40_000 + number)))
         .collect();
     thread::scope(|scope| {
         for session in &sessions {
@@ -52,7 +52,7 @@ fn bulk_passes_where_no_pipe_can_be_had() {
 fn bulk_passes_where_pipes_run_out_in_the_middle() {
     let stage = Stage::new(&[]);
     let sessions: Vec<Session> = (0..8)
-        .map(|number| stage.session(&format!("203.0.113.7:{}", first_port + number)))
+        .map(|number| stage.session(&format!("203.0.113.7:{}", 40_000 + number)))
         .collect();
     // Room for one pipe, for sixteen directions.
     vitals::set_soft_limit(
@@ -161,7 +161,7 @@ fn when_both_have_finished_nothing_is_left_open() {
     });
     let before = vitals::descriptors(&stage.proxy);
     for number in 0..20 {
-        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", first_port + number));
+        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", 40_000 + number));
         let (first, second) = if number % 2 == 0 {
             (near, far)
         } else {
@@ -199,7 +199,7 @@ fn a_backends_reset_reaches_the_client() {
 fn a_backend_that_resets_whom_it_has_just_accepted_resets_the_client() {
     let stage = Stage::new(&[]);
     for number in 0..20 {
-        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", first_port + number));
+        let Session { near, far } = stage.session(&format!("203.0.113.7:{}", 40_000 + number));
         reset(far);
         assert_reset(&near);
     }

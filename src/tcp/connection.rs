@@ -47,7 +47,7 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
         Ok(session) => story.orderly = story.carry(session).await,
         Err(refusal) => {
             story.refused(&refusal);
-            story.orderly = !refusal.is_told_by_reset();
+            story.orderly = !refusal.resets();
         }
     }
 }

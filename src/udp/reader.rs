@@ -62,7 +62,8 @@ impl Reader {
         let Header { claim, len, .. } = header(datagram, self.style)?;
         let (client, target) = self.proxy.destinations.choose(claim, from, is_local)?;
         if let Claim::Client { source, .. } = claim {
-            self.proxy.admission.client(from, source)?;
+            // Whether the client is wanted is asked once a flow.
+            self.proxy.admission.plausible(from, source)?;
         }
         if self.style == UdpHeader::First {
             self.bindings.bind(peer, client, target, now);
