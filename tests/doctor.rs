@@ -164,7 +164,7 @@ fn a_running_proxy_is_healthy_and_keeps_its_port() {
             .proxy
             .stdout()
             .iter()
-            .any(|line| line.contains("another program"))
+            .any(|line| line.contains("another program removed"))
     );
 }
 
