@@ -6,6 +6,7 @@
 //! ```
 
 mod backend;
+mod configurations;
 mod curve;
 mod load;
 mod options;
@@ -68,7 +69,8 @@ fn compare(stage: &Stage, options: &Options) {
             }
         }
     }
-    println!("{}", table::machine(options));
+    let how = format!("medians of {} rounds of {} s", options.rounds, options.secs);
+    println!("{}", table::machine(&how));
     println!("{table}");
 }
 

@@ -3,12 +3,10 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::configurations;
 use crate::run::{Stage, TARGET, TARGET_UDP};
 use crate::scene::PROXY;
 use crate::support::Program;
-
-/// Threads of the programs that do not choose for themselves.
-const THREADS: usize = 2;
 
 /// A program that is installed, or none.
 pub struct Peer {
@@ -35,14 +33,6 @@ pub fn installed(wanted: &[String]) -> (Vec<Peer>, Vec<&str>) {
         }
     }
     (found, missing)
-}
-
-/// realpeer alone.
-pub fn realpeer() -> Peer {
-    Peer {
-        name: "realpeer",
-        program: Some(Program::Realpeer.path().into()),
-    }
 }
 
 fn known() -> Vec<(&'static str, Option<PathBuf>)> {
@@ -83,39 +73,19 @@ impl Peer {
 
     /// The command that starts it.
     pub fn command(&self, stage: &Stage, udp: bool) -> Vec<String> {
-        let program = self
-            .program
-            .as_ref()
-            .expect("the direct way starts nothing");
+        let program = self.program.as_ref().expect("a program");
         let mut words: Vec<String> = Vec::new();
         if self.name == "mmproxy-rs" {
             // It logs every connection otherwise, which the others do not.
             words.extend(["env".into(), "RUST_LOG=off".into()]);
         }
         words.push(program.to_str().expect("a path in UTF-8").to_owned());
-        let protocol = if udp { "udp" } else { "tcp" };
-        let target = if udp { TARGET_UDP } else { TARGET };
-        let flags = [
-            "-l",
-            PROXY,
-            "-4",
-            target,
-            "-6",
-            "[::1]:9000",
-            "-p",
-            protocol,
-        ];
-        let own = match self.name {
-            "haproxy" => vec!["-f".into(), stage.file("haproxy.cfg", &haproxy())],
-            "nginx" => nginx(stage),
-            "realpeer" => [&flags[..], &["-drain-timeout", "0"]]
-                .concat()
-                .iter()
-                .map(|&w| w.into())
-                .collect(),
-            _ => flags.iter().map(|&word| word.into()).collect(),
-        };
-        words.extend(own);
+        words.extend(match self.name {
+            "haproxy" => configurations::haproxy(stage),
+            "nginx" => configurations::nginx(stage),
+            "realpeer" => [flags(udp), vec!["-drain-timeout".into(), "0".into()]].concat(),
+            _ => flags(udp),
+        });
         words
     }
 
@@ -153,57 +123,10 @@ impl Peer {
     }
 }
 
-fn haproxy() -> String {
-    format!(
-        "global
-  nbthread {THREADS}
-  maxconn 6000
-  tune.pipesize 1048576
-defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 1h
-  timeout server 1h
-  option splice-auto
-frontend f
-  bind {PROXY} accept-proxy
-  default_backend b
-backend b
-  source 0.0.0.0 usesrc client
-  server s {TARGET}
-"
-    )
-}
-
-fn nginx(stage: &Stage) -> Vec<String> {
-    let (pid, log) = (stage.file("nginx.pid", ""), stage.file("nginx.log", ""));
-    let user = if nix::unistd::geteuid().is_root() {
-        "user root;"
-    } else {
-        ""
-    };
-    let config = format!(
-        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-{user} pid {pid}; error_log {log}; worker_processes {THREADS}; worker_rlimit_nofile 19000;
-events {{ worker_connections 9000; }}
-stream {{
-  server {{
-    listen {PROXY} proxy_protocol reuseport;
-    set_real_ip_from 127.0.0.0/8;
-    proxy_bind $remote_addr:$remote_port transparent;
-    proxy_timeout 1h;
-    proxy_pass {TARGET};
-  }}
-}}
-"
-    );
-    [
-        "-e".into(),
-        log,
-        "-g".into(),
-        "daemon off;".into(),
-        "-c".into(),
-        stage.file("nginx.conf", &config),
-    ]
-    .into()
+/// All that descend from Cloudflare's mmproxy share these.
+fn flags(udp: bool) -> Vec<String> {
+    let protocol = if udp { "udp" } else { "tcp" };
+    let target = if udp { TARGET_UDP } else { TARGET };
+    let flags = format!("-l {PROXY} -4 {target} -6 [::1]:9000 -p {protocol}");
+    flags.split(' ').map(str::to_owned).collect()
 }

@@ -5,7 +5,6 @@ use std::fmt;
 use std::fs;
 use std::process::Command;
 
-use crate::options::Options;
 use crate::peers::Peer;
 use crate::tests::{Figure, Test};
 
@@ -137,8 +136,8 @@ pub fn cell(value: Option<f64>) -> String {
     }
 }
 
-/// Machine, kernel, date and settings, in a line.
-pub fn machine(options: &Options) -> String {
+/// Machine, kernel and date in a line that ends with `how` it was measured.
+pub fn machine(how: &str) -> String {
     let read = |file| fs::read_to_string(file).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let model = cpus
@@ -153,11 +152,9 @@ pub fn machine(options: &Options) -> String {
         .output()
         .map(|output| output.stdout);
     format!(
-        "{cores} cores of {}, Linux {}, {}; medians of {} rounds of {} s.\n",
+        "{cores} cores of {}, Linux {}, {}; {how}.\n",
         model.unwrap_or("an unknown processor"),
         read("/proc/sys/kernel/osrelease").trim(),
         String::from_utf8_lossy(&date.unwrap_or_default()).trim(),
-        options.rounds,
-        options.secs,
     )
 }
