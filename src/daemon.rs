@@ -49,6 +49,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         &mut signals,
     )
     .await;
+    let restored = routing.restored();
+    if restored > 0 {
+        tracing::info!(restored, "routing was put back while the proxy ran");
+    }
     routing.remove().await;
     result
 }

@@ -226,6 +226,9 @@ fn what_another_program_removes_is_back_within_a_second() {
     streams::assert_carries(&session.near, &session.far);
     stage.assert_serves();
     stage.proxy.wait_for_line("another program removed");
+    stage.proxy.signal(Signal::SIGTERM);
+    let counted = stage.proxy.wait_for_line("routing was put back while");
+    assert!(counted.contains(r#""restored":"#), "{counted}");
 }
 
 #[test]
