@@ -1,8 +1,13 @@
 //! Who may speak, and whom they may name. Pure: no sockets.
 
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{PoisonError, RwLock};
+
+use anyhow::{Context, Result};
 
 use crate::addr::{ClientAddr, PeerAddr};
+use crate::bans::Bans;
 use crate::networks::Networks;
 use crate::refusal::Refusal;
 
@@ -11,6 +16,44 @@ use crate::refusal::Refusal;
 pub struct Admission {
     /// The load balancers that may speak; `None` lets everybody.
     pub allowed_subnets: Option<Networks>,
+    /// The clients that may be named.
+    pub clients: RwLock<ClientRules>,
+    /// Those that are banned for now.
+    pub bans: Bans,
+}
+
+/// The clients that files let in or keep out.
+#[derive(Debug, Default)]
+pub struct ClientRules {
+    denied: Option<Networks>,
+    allowed: Option<Networks>,
+}
+
+impl ClientRules {
+    /// Reads the files that are given. A denied-clients file may be empty, an allowed-clients file
+    /// may not: nobody would be served.
+    pub fn load(denied: Option<&Path>, allowed: Option<&Path>) -> Result<ClientRules> {
+        let denied = denied.map(|file| Networks::load_any(file).context("-denied-clients"));
+        let allowed = allowed.map(|file| Networks::load(file).context("-allowed-clients"));
+        Ok(ClientRules {
+            denied: denied.transpose()?,
+            allowed: allowed.transpose()?,
+        })
+    }
+
+    fn judge(&self, client: ClientAddr) -> Result<(), Refusal> {
+        if self
+            .denied
+            .as_ref()
+            .is_some_and(|list| list.contains(client.ip()))
+        {
+            return Err(Refusal::ClientDenied(client));
+        }
+        match &self.allowed {
+            Some(list) if !list.contains(client.ip()) => Err(Refusal::ClientNotAllowed(client)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Admission {
@@ -22,13 +65,40 @@ impl Admission {
         }
     }
 
-    /// May this peer name that client? Addresses that no client can have are for local peers only,
-    /// since a backend may trust what seems to come from its own host.
+    /// May this peer name that client?
     pub fn client(&self, peer: PeerAddr, client: ClientAddr) -> Result<(), Refusal> {
+        self.plausible(peer, client)?;
+        self.wanted(client)
+    }
+
+    /// Whether the client is one that this peer can have. Addresses that no client can have are
+    /// for local peers only, since a backend may trust what seems to come from its own host.
+    pub fn plausible(&self, peer: PeerAddr, client: ClientAddr) -> Result<(), Refusal> {
         if is_bogus(client.ip()) && !peer.ip().is_loopback() {
             return Err(Refusal::BogusClient(client));
         }
         Ok(())
+    }
+
+    /// Whether the client shall be served: a ban goes before the files, and the denied before the
+    /// allowed.
+    pub fn wanted(&self, client: ClientAddr) -> Result<(), Refusal> {
+        self.free_of_bans(client)?;
+        let rules = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        rules.judge(client)
+    }
+
+    /// Whether no ban keeps the client away.
+    pub fn free_of_bans(&self, client: ClientAddr) -> Result<(), Refusal> {
+        match self.bans.find(client.ip()) {
+            Some(ban) => Err(Refusal::Banned(client, Box::new(ban))),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts new rules in the place of the old ones, for connections from now on.
+    pub fn replace_rules(&self, rules: ClientRules) {
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 }
 
@@ -41,6 +111,8 @@ fn is_bogus(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::addr::canonical;
+    use crate::bans::Ban;
+    use crate::stats::Count;
 
     fn judge(peer: &str, client: &str) -> bool {
         let peer = PeerAddr(peer.parse().unwrap());
@@ -69,11 +141,44 @@ mod tests {
     }
 
     #[test]
+    fn a_ban_goes_before_denied_and_denied_before_allowed() {
+        let list = |text: &str| {
+            let mut networks = Networks::default();
+            networks.insert(crate::networks::parse(text).unwrap());
+            Some(networks)
+        };
+        let admission = Admission::default();
+        let refusal = |client: &str| {
+            let peer = PeerAddr("192.0.2.1:1".parse().unwrap());
+            let client = ClientAddr(client.parse().unwrap());
+            admission.client(peer, client).err().map(|r| r.count())
+        };
+        admission.replace_rules(ClientRules {
+            denied: list("203.0.113.0/25"),
+            allowed: list("203.0.113.0/24"),
+        });
+        assert_eq!(refusal("203.0.113.7:1"), Some(Count::ClientDenied));
+        assert_eq!(refusal("203.0.113.200:1"), None);
+        assert_eq!(refusal("198.51.100.1:1"), Some(Count::ClientNotAllowed));
+        let ban = Ban {
+            network: "203.0.0.0/16".parse().unwrap(),
+            listener: None,
+            since: 0,
+            until: None,
+            reason: String::new(),
+        };
+        admission.bans.ban(ban).unwrap();
+        assert_eq!(refusal("203.0.113.7:1"), Some(Count::Banned));
+        assert_eq!(refusal("203.0.113.200:1"), Some(Count::Banned));
+    }
+
+    #[test]
     fn only_listed_peers_may_speak() {
         let mut networks = Networks::default();
         networks.insert("192.0.2.0/24".parse().unwrap());
         let admission = Admission {
             allowed_subnets: Some(networks),
+            ..Admission::default()
         };
         assert!(
             admission

@@ -73,6 +73,17 @@ pub enum LogFormat {
     Text,
 }
 
+/// Where the control socket is (`-control`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Below /run/realpeer, if that directory can be made.
+    Usual,
+    /// There, or the proxy does not start.
+    At(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
 /// How much is logged: go-mmproxy's `-v 0|1|2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
@@ -129,6 +140,18 @@ pub struct Settings {
     pub mark: Option<u32>,
     /// File of the load balancers that may speak (`-allowed-subnets`); `None` lets everybody.
     pub allowed_subnets: Option<PathBuf>,
+    /// File of the clients that are not served (`-denied-clients`).
+    pub denied_clients: Option<PathBuf>,
+    /// File of the only clients that are served (`-allowed-clients`).
+    pub allowed_clients: Option<PathBuf>,
+    /// What this instance is called (`-name`).
+    pub name: Option<String>,
+    /// The control socket.
+    pub control: Control,
+    /// The group that may use it (`-control-group`), a name or a number.
+    pub control_group: Option<String>,
+    /// Where bans are kept over a restart (`-state-dir`); `None` keeps them in memory only.
+    pub state_dir: Option<PathBuf>,
     /// About the claimed source port (`-source-port`).
     pub source_port: SourcePort,
     /// How long a peer may take to send its header.
@@ -181,6 +204,12 @@ impl Settings {
             dynamic_destination: flags.dynamic_destination,
             mark: (flags.mark != 0).then_some(flags.mark),
             allowed_subnets: flags.allowed_subnets,
+            denied_clients: flags.denied_clients,
+            allowed_clients: flags.allowed_clients,
+            name: flags.name,
+            control: flags.control,
+            control_group: flags.control_group,
+            state_dir: flags.state_dir.or_else(systemd_state_dir),
             source_port: flags.source_port,
             header_timeout: flags.header_timeout,
             connect_timeout: flags.connect_timeout,
@@ -195,6 +224,12 @@ impl Settings {
             log_format: flags.log_format,
         })
     }
+}
+
+/// The directory that a unit's StateDirectory= made.
+fn systemd_state_dir() -> Option<PathBuf> {
+    let listed = std::env::var_os("STATE_DIRECTORY")?;
+    std::env::split_paths(&listed).find(|path| path.is_absolute())
 }
 
 fn cores() -> usize {

@@ -1,8 +1,9 @@
 //! The running proxy: the order of start, signals, and the end.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
@@ -12,8 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::addr::TargetAddr;
-use crate::admission::Admission;
+use crate::admission::{Admission, ClientRules};
+use crate::bans::Bans;
 use crate::config::{Protocol, Settings};
+use crate::control;
 use crate::destination::Destinations;
 use crate::doctor;
 use crate::limits;
@@ -31,9 +34,7 @@ use crate::upstream;
 /// Runs the proxy until a signal ends it.
 pub async fn run(settings: Settings) -> Result<()> {
     log::init(settings.verbosity, settings.log_format);
-    let admission = Admission {
-        allowed_subnets: allowed_subnets(&settings)?,
-    };
+    let admission = admission(&settings)?;
     let max_connections = limits::capacity(&settings);
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
@@ -48,6 +49,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         &mut signals,
     )
     .await;
+    let restored = routing.restored();
+    if restored > 0 {
+        tracing::info!(restored, "routing was put back while the proxy ran");
+    }
     routing.remove().await;
     result
 }
@@ -60,6 +65,8 @@ async fn serve(
     marks: Arc<Marks>,
     signals: &mut Signals,
 ) -> Result<()> {
+    let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
+    let control = control::bind(&settings)?;
     // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
     let (sockets, listen) = match settings.protocol {
         Protocol::Tcp => tcp::listener::bind(&settings)?,
@@ -82,6 +89,17 @@ async fn serve(
         ended: Notify::new(),
         settings,
     });
+    tokio::spawn(end_bans(Arc::clone(&proxy)));
+    tokio::spawn(reload_at(hangup, Arc::clone(&proxy)));
+    if let Some(bound) = control {
+        let office = control::Office {
+            proxy: Arc::clone(&proxy),
+            listen,
+            started: std::time::Instant::now(),
+        };
+        tracing::debug!(path = %bound.path.display(), "control socket");
+        tokio::spawn(control::serve(bound, Arc::new(office)));
+    }
     let mut listeners = JoinSet::new();
     for (number, socket) in sockets.into_iter().enumerate() {
         let own = number % proxy.workers.len();
@@ -115,6 +133,52 @@ async fn serve(
     Ok(())
 }
 
+fn admission(settings: &Settings) -> Result<Admission> {
+    let file = settings.state_dir.as_ref().map(|directory| {
+        let name = settings.name.as_deref().unwrap_or("realpeer");
+        directory.join(format!("{name}.bans"))
+    });
+    Ok(Admission {
+        allowed_subnets: allowed_subnets(settings)?,
+        clients: RwLock::new(client_rules(settings)?),
+        bans: Bans::open(settings.name.clone(), file.as_deref()).context("-state-dir")?,
+    })
+}
+
+fn client_rules(settings: &Settings) -> Result<ClientRules> {
+    ClientRules::load(
+        settings.denied_clients.as_deref(),
+        settings.allowed_clients.as_deref(),
+    )
+}
+
+/// Reads the lists of clients again at each SIGHUP. A bad file changes nothing.
+async fn reload_at(mut hangup: Signal, proxy: Arc<Proxy>) {
+    while hangup.recv().await.is_some() {
+        match client_rules(&proxy.settings) {
+            Ok(rules) => {
+                proxy.admission.replace_rules(rules);
+                tracing::info!("the lists of clients were read again");
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "the lists of clients stay as they were");
+            }
+        }
+    }
+}
+
+/// Says when bans end. That they do needs nobody: each look-up compares the time.
+async fn end_bans(proxy: Arc<Proxy>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+        for ban in proxy.admission.bans.expire() {
+            tracing::info!(network = %ban.network, reason = ban.reason, listener = ban.listener, "ban ended");
+        }
+    }
+}
+
 fn allowed_subnets(settings: &Settings) -> Result<Option<Networks>> {
     let Some(path) = &settings.allowed_subnets else {
         tracing::warn!(
@@ -133,7 +197,7 @@ fn workers(count: usize) -> io::Result<Vec<Worker>> {
                 .enable_io()
                 .enable_time()
                 .build()?;
-            let worker = Worker::new(runtime.handle().clone());
+            let worker = Worker::new(runtime.handle().clone(), number, count);
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || forever(&runtime))?;
@@ -153,7 +217,7 @@ fn refuse_loops(settings: &Settings, destinations: &Destinations) -> Result<()> 
         ("-4", targets.v4_given, targets.v4.into()),
         ("-6", targets.v6_given, targets.v6.into()),
     ] {
-        if given && destinations.is_listener(TargetAddr(target), sys::socket::is_local) {
+        if given && destinations.is_listener(TargetAddr(target), sys::interfaces::is_local) {
             bail!(
                 "{flag} {target} is the address realpeer itself listens on (-l {}): connections would loop",
                 settings.listen

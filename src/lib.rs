@@ -9,6 +9,8 @@
 //!                   peer speak?) client)   where to go)    that name)  ways)        happened)
 //! ```
 //!
+//! UDP goes the same way, by the batch: see [`udp`].
+//!
 //! A module may use what stands to its right, and nothing to its left. [`daemon`] starts and stops
 //! everything and is the only one that knows everybody; [`proxy`] is what connections share.
 
@@ -16,8 +18,10 @@
 
 pub mod addr;
 pub mod admission;
+pub mod bans;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod destination;
@@ -30,6 +34,7 @@ pub mod proxy;
 pub mod refusal;
 pub mod report;
 pub mod routing;
+pub mod sessions;
 pub mod stats;
 pub mod sys;
 pub mod tcp;

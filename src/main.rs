@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use realpeer::cli::{self, Command};
 use realpeer::config::Settings;
-use realpeer::{daemon, demo, doctor, routing};
+use realpeer::{control, daemon, demo, doctor, routing};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -25,7 +25,8 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("realpeer: {error:#}");
-            ExitCode::FAILURE
+            let code = error.downcast_ref().map(control::Failure::exit_code);
+            ExitCode::from(code.unwrap_or(1))
         }
     }
 }
@@ -40,6 +41,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Doctor(options, flags) => {
             return doctor::command(&Settings::resolve(flags)?, &options);
         }
+        Command::Ctl(flags) => control::run(&flags)?,
         Command::Demo => demo::run()?,
         Command::Print(text) => std::io::stdout().write_all(text.as_bytes())?,
     }

@@ -14,6 +14,18 @@ pub struct Networks(JointPrefixSet<IpNet>);
 impl Networks {
     /// Reads a file. Unreadable, malformed and empty files are errors that name file and line.
     pub fn load(path: &Path) -> Result<Networks> {
+        let networks = Networks::load_any(path)?;
+        if networks.0.is_empty() {
+            bail!(
+                "{} lists no network, so nobody could connect; leave the flag away to let everybody",
+                path.display()
+            );
+        }
+        Ok(networks)
+    }
+
+    /// As `load`, for a file that may list nothing.
+    pub fn load_any(path: &Path) -> Result<Networks> {
         let name = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
         let mut networks = Networks::default();
@@ -30,17 +42,18 @@ impl Networks {
             };
             networks.insert(network);
         }
-        if networks.0.is_empty() {
-            bail!(
-                "{name} lists no network, so nobody could connect; leave the flag away to let everybody"
-            );
-        }
         Ok(networks)
     }
 
     /// Adds a network.
     pub fn insert(&mut self, network: IpNet) {
         self.0.insert(network);
+    }
+
+    /// A network of the list that has addresses in common with `network`.
+    pub fn overlap(&self, network: &IpNet) -> Option<IpNet> {
+        let within = || self.0.children(network).next();
+        self.0.get_lpm(network).or_else(within)
     }
 
     /// Whether a network of the list holds `ip`, which must not be IPv4-mapped.
@@ -127,6 +140,21 @@ mod tests {
         );
         let missing = Networks::load(Path::new("/nonexistent/list")).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/list"));
+    }
+
+    #[test]
+    fn networks_overlap_when_one_holds_the_other() {
+        let list = load("10.0.0.0/8\n192.0.2.7\n").unwrap();
+        for (network, expected) in [
+            ("10.1.0.0/16", Some("10.0.0.0/8")),
+            ("0.0.0.0/0", Some("10.0.0.0/8")),
+            ("192.0.2.0/24", Some("192.0.2.7/32")),
+            ("192.0.2.8/32", None),
+            ("::/0", None),
+        ] {
+            let found = list.overlap(&network.parse().unwrap());
+            assert_eq!(found, expected.map(|n| n.parse().unwrap()), "{network}");
+        }
     }
 
     #[test]

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use crate::addr::PeerAddr;
 use crate::admission::Admission;
 use crate::config::Settings;
 use crate::destination::Destinations;
 use crate::report::Reporter;
+use crate::sessions::{EndedBy, Route, Session, SessionId, Sessions};
 use crate::stats::{Count, Stats};
 use crate::upstream;
 
@@ -69,7 +71,16 @@ impl Proxy {
         Some(Slot {
             proxy: Arc::clone(self),
             worker: best,
+            session: None,
         })
+    }
+
+    /// Ends the sessions that `which` says, and tells how many.
+    pub fn kill(&self, by: EndedBy, mut which: impl FnMut(SessionId, &Session) -> bool) -> usize {
+        let workers = self.workers.iter();
+        workers
+            .map(|worker| worker.sessions.kill(by, &mut which))
+            .sum()
     }
 }
 
@@ -80,15 +91,19 @@ pub struct Worker {
     pub handle: Handle,
     /// What happened on it.
     pub stats: Stats,
+    /// The connections that it carries.
+    pub sessions: Sessions,
     open: AtomicUsize,
 }
 
 impl Worker {
     /// A worker that carries nothing yet.
-    pub fn new(handle: Handle) -> Worker {
+    /// It is number `number` of `workers`.
+    pub fn new(handle: Handle, number: usize, workers: usize) -> Worker {
         Worker {
             handle,
             stats: Stats::default(),
+            sessions: Sessions::new(number, workers),
             open: AtomicUsize::new(0),
         }
     }
@@ -115,9 +130,35 @@ pub struct Slot {
     /// The proxy it belongs to.
     pub proxy: Arc<Proxy>,
     worker: usize,
+    session: Option<SessionId>,
 }
 
 impl Slot {
+    /// Runs a connection's task on the worker, listed among its sessions.
+    pub fn start<F>(mut self, peer: PeerAddr, task: impl FnOnce(Slot) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (proxy, index) = (Arc::clone(&self.proxy), self.worker);
+        let worker = &proxy.workers[index];
+        worker.sessions.begin(peer, |id| {
+            self.session = Some(id);
+            worker.handle.spawn(task(self)).abort_handle()
+        });
+    }
+
+    /// Tells the sessions' list whose connection it is.
+    pub fn introduce(&self, route: Route) {
+        if let Some(id) = self.session {
+            self.worker().sessions.introduce(id, route);
+        }
+    }
+
+    /// Whose will it is that the connection ends, if somebody's.
+    pub fn ended_by(&self) -> Option<EndedBy> {
+        self.worker().sessions.ended_by(self.session?)
+    }
+
     /// The worker it is on.
     pub fn worker(&self) -> &Worker {
         &self.proxy.workers[self.worker]
@@ -126,6 +167,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if let Some(id) = self.session {
+            self.worker().sessions.end(id);
+        }
         self.worker().open.fetch_sub(1, Ordering::Relaxed);
         if self.proxy.draining.load(Ordering::Relaxed) {
             self.proxy.ended.notify_waiters();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::addr::{ClientAddr, TargetAddr};
+use crate::bans::Ban;
 use crate::header::HeaderError;
 use crate::stats::Count;
 use crate::upstream::UpstreamError;
@@ -37,6 +38,15 @@ pub enum Refusal {
     /// The header names an address that no client can have.
     #[error("the header claims the client {0}, which only a local peer may claim")]
     BogusClient(ClientAddr),
+    /// The client is banned.
+    #[error("the client {0} is banned: {1}")]
+    Banned(ClientAddr, Box<Ban>),
+    /// A rule names the client.
+    #[error("the client {0} is in the denied-clients file")]
+    ClientDenied(ClientAddr),
+    /// No rule names the client.
+    #[error("the client {0} is not in the allowed-clients file")]
+    ClientNotAllowed(ClientAddr),
     /// The target is our own listener.
     #[error("the target {0} is realpeer's own listener: the connection would loop")]
     TargetIsListener(TargetAddr),
@@ -51,6 +61,17 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether the client is reset: as a backend's host would do it without a proxy between.
+    pub fn resets(&self) -> bool {
+        matches!(
+            self,
+            Refusal::Banned(..)
+                | Refusal::ClientDenied(_)
+                | Refusal::ClientNotAllowed(_)
+                | Refusal::Upstream(_)
+        )
+    }
+
     /// The counter that this refusal adds to.
     pub fn count(&self) -> Count {
         match self {
@@ -62,6 +83,9 @@ impl Refusal {
             Refusal::Header(HeaderError::Absent(_)) => Count::HeaderAbsent,
             Refusal::Header(_) => Count::HeaderBad,
             Refusal::BogusClient(_) => Count::BogusClient,
+            Refusal::Banned(..) => Count::Banned,
+            Refusal::ClientDenied(_) => Count::ClientDenied,
+            Refusal::ClientNotAllowed(_) => Count::ClientNotAllowed,
             Refusal::TargetIsListener(_) => Count::TargetIsListener,
             Refusal::BadDestination(_) => Count::BadDestination,
             Refusal::Upstream(_) => Count::UpstreamFailed,

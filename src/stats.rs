@@ -47,6 +47,14 @@ counts! {
     HeaderBad => "headerBad",
     /// Headers that claim an address no client can have.
     BogusClient => "bogusClient",
+    /// Headers that claim a banned client.
+    Banned => "banned",
+    /// Headers that claim a client of the denied-clients file.
+    ClientDenied => "clientDenied",
+    /// Headers that claim a client outside the allowed-clients file.
+    ClientNotAllowed => "clientNotAllowed",
+    /// Sessions that a ban or the administrator ended.
+    Killed => "killed",
     /// Connections that would have come back to the listener.
     TargetIsListener => "targetIsListener",
     /// Headers whose destination cannot be connected to.

@@ -158,6 +158,14 @@ fn a_running_proxy_is_healthy_and_keeps_its_port() {
     assert_ne!(stage.backend.accept().1, addr("203.0.113.99:9999"));
     assert_ne!(stage.backend6.accept().1, addr("203.0.113.99:9999"));
     stage.assert_serves();
+    // The probe's own rules, in front of the proxy's for a moment, were none of its business.
+    assert!(
+        !stage
+            .proxy
+            .stdout()
+            .iter()
+            .any(|line| line.contains("another program removed"))
+    );
 }
 
 #[test]

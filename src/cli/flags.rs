@@ -8,10 +8,13 @@ use clap::error::ContextKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
 use super::{UsageError, doctor, go, usage};
-use crate::config::{LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity};
+use crate::config::{
+    Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
+};
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub enum Command {
     Proxy(ProxyFlags),
     /// `realpeer routing up|down|show` with the proxy's flags.
     Routing(RoutingAction, ShowAs, ProxyFlags),
+    /// `realpeer ctl`.
+    Ctl(CtlFlags),
     /// `realpeer doctor` with the proxy's flags.
     Doctor(crate::doctor::Options, ProxyFlags),
     /// `realpeer demo`.
@@ -39,6 +44,7 @@ pub enum Command {
              from the client's own address and port, so that the backend sees the real peer.",
     before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
                    realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
+                   realpeer ctl status|connections|kill|ban|unban|bans  look at and steer a running proxy\n  \
                    realpeer doctor [FLAGS]               what is wrong, and what mends it",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
@@ -70,6 +76,14 @@ pub struct ProxyFlags {
     /// File of the load balancers that may connect, an address or CIDR a line
     #[arg(long = "allowed-subnets", visible_aliases = ["a", "allowed-networks"], value_name = "FILE")]
     pub allowed_subnets: Option<PathBuf>,
+
+    /// File of the clients that are not served, an address or CIDR a line
+    #[arg(long = "denied-clients", value_name = "FILE")]
+    pub denied_clients: Option<PathBuf>,
+
+    /// File of the only clients that are served, an address or CIDR a line
+    #[arg(long = "allowed-clients", value_name = "FILE")]
+    pub allowed_clients: Option<PathBuf>,
 
     /// Sockets that share the listen address (SO_REUSEPORT)
     #[arg(long = "listeners", value_name = "N", default_value = "1", value_parser = listeners)]
@@ -126,6 +140,22 @@ pub struct ProxyFlags {
     #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = routing::mode)]
     pub routing_mode: RoutingMode,
 
+    /// What this instance is called, where several run: its control socket is NAME.sock then
+    #[arg(long = "name", value_name = "NAME", value_parser = super::control::name)]
+    pub name: Option<String>,
+
+    /// Socket that 'realpeer ctl' talks to, or off (default: /run/realpeer/control.sock, if it can be made)
+    #[arg(long = "control", value_name = "PATH", default_value = "", hide_default_value = true, value_parser = super::control::place)]
+    pub control: Control,
+
+    /// Group that may use the control socket
+    #[arg(long = "control-group", value_name = "GROUP")]
+    pub control_group: Option<String>,
+
+    /// Directory that keeps bans over a restart (default: $STATE_DIRECTORY, which systemd sets)
+    #[arg(long = "state-dir", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
     /// 0: start and stop; 1: refused connections too; 2: every connection
     #[arg(long = "v", value_name = "N", default_value = "0", value_parser = verbosity)]
     pub verbosity: Verbosity,
@@ -157,6 +187,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
         ),
         Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
+        Some("ctl") => control::parse(&words[1..]),
         _ => proxy(words),
     }
 }

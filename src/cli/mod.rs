@@ -1,5 +1,6 @@
 //! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
 
+mod control;
 mod doctor;
 mod flags;
 mod go;
@@ -7,6 +8,7 @@ mod routing;
 mod usage;
 mod value;
 
+pub use control::{CtlAction, CtlFlags};
 pub use flags::{Command, ProxyFlags, parse};
 pub use routing::{RoutingAction, ShowAs};
 pub use value::HostPort;

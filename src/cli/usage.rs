@@ -33,7 +33,7 @@ pub fn help(command: &Command) -> String {
         if let Some(default) = arg
             .get_default_values()
             .first()
-            .filter(|_| !go::is_boolean(arg))
+            .filter(|_| !go::is_boolean(arg) && !arg.is_hide_default_value_set())
         {
             let _ = writeln!(out, "        (default {})", default.to_string_lossy());
         }

@@ -27,6 +27,8 @@ pub struct Examination<'a> {
     pub powers: Powers,
     /// The targets, and what the policy does with their replies.
     pub targets: Vec<(Target, Diagnosis)>,
+    /// The proxy is starting: nothing is said that only a probe could prove.
+    at_start: bool,
     /// What of somebody else's is in the table of `routing up`.
     switch_table: Option<Foreigner>,
 }
@@ -41,7 +43,11 @@ pub enum Verdict {
 
 impl<'a> Examination<'a> {
     /// Looks at the host and the targets.
-    pub async fn new(settings: &'a Settings, options: &'a Options) -> Result<Examination<'a>> {
+    pub async fn new(
+        settings: &'a Settings,
+        options: &'a Options,
+        at_start: bool,
+    ) -> Result<Examination<'a>> {
         let kernel = Kernel::connect()?;
         let mut targets = Vec::new();
         for need in survey::needs(&kernel, settings).await? {
@@ -60,6 +66,7 @@ impl<'a> Examination<'a> {
             kernel,
             powers,
             targets,
+            at_start,
             switch_table,
         })
     }
@@ -91,7 +98,7 @@ impl<'a> Examination<'a> {
             return Ok((vec![self.way_back(target, diagnosis)], Verdict::Closed));
         }
         if !here && !self.options.probe_remote {
-            let check = remote::check(&self.kernel, target).await?;
+            let check = remote::check(&self.kernel, target, !self.at_start).await?;
             if check.status != Status::Ok {
                 return Ok((vec![check], Verdict::Closed));
             }
@@ -126,6 +133,9 @@ impl<'a> Examination<'a> {
             );
             Check::ok("no-rule", found)
         };
+        let missing = |told_not_to| {
+            diagnosis::missing(target, self.other_family_is_fine(target), told_not_to)
+        };
         match (auto, self.powers) {
             (
                 true,
@@ -135,13 +145,9 @@ impl<'a> Examination<'a> {
             ) => will("at start, until it ends"),
             // That the capability is missing is told already.
             (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN"),
-            (true, _) => diagnosis::missing(
-                target,
-                self.other_family_is_fine(target),
-                ", and putting it in needs CAP_NET_ADMIN",
-            ),
+            (true, _) => missing(false),
             (false, _) if self.switch_table.is_some() => self.switch_table_in_use(target),
-            (false, _) => diagnosis::missing(target, self.other_family_is_fine(target), ""),
+            (false, _) => missing(true),
         }
     }
 

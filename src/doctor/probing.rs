@@ -22,11 +22,11 @@ pub async fn probe(
     open: Vec<(&Target, Option<Backend>)>,
 ) -> Result<Vec<Check>> {
     let accept = fs::read(keeper::FWMARK_ACCEPT);
-    let mut keeper = Keeper {
-        kernel: examination.kernel.clone(),
-        needs: open.iter().map(|(target, _)| target.need.clone()).collect(),
-        lock: None,
-    };
+    let mut keeper = Keeper::new(
+        examination.kernel.clone(),
+        open.iter().map(|(target, _)| target.need.clone()).collect(),
+        None,
+    );
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let checks = tokio::select! {

@@ -21,6 +21,8 @@ pub struct Keeper {
     pub needs: Vec<Need>,
     /// The table of ours, once something had to be put in.
     pub lock: Option<Lock>,
+    /// A socket match was put in.
+    nft: bool,
 }
 
 /// What became of one need.
@@ -35,6 +37,16 @@ pub enum Outcome {
 }
 
 impl Keeper {
+    /// `lock`: the table to use; `None` to find one when it is needed.
+    pub fn new(kernel: Kernel, needs: Vec<Need>, lock: Option<Lock>) -> Keeper {
+        Keeper {
+            kernel,
+            needs,
+            lock,
+            nft: false,
+        }
+    }
+
     /// Puts in what is missing, for each need in turn.
     /// Fails when no table can be had.
     pub async fn ensure(&mut self) -> Result<Vec<Outcome>> {
@@ -62,8 +74,7 @@ impl Keeper {
     /// Takes away what was put in.
     pub async fn clear(&self) -> io::Result<()> {
         if let Some(lock) = &self.lock {
-            let with_nft = self.needs.iter().any(|need| need.way == Way::Socket);
-            clear(&self.kernel, lock.table, with_nft).await?;
+            clear(&self.kernel, lock.table, self.nft).await?;
         }
         Ok(())
     }
@@ -73,6 +84,7 @@ impl Keeper {
             return Ok(Outcome::InPlace(table));
         }
         let table = self.own_table().await?;
+        self.nft |= self.needs[i].way == Way::Socket;
         let need = &self.needs[i];
         let mut done = self.put_in(need, table).await;
         if done.is_ok() && self.serving(need).await?.is_none() {

@@ -77,11 +77,7 @@ pub async fn install(settings: &Settings) -> Result<Installed> {
         }
     };
     let needs = survey::needs(&kernel, settings).await?;
-    let mut keeper = Keeper {
-        kernel,
-        needs,
-        lock: None,
-    };
+    let mut keeper = Keeper::new(kernel, needs, None);
     if settings.routing == Routing::Off {
         installed.marks.look(&keeper).await;
         return Ok(installed);
@@ -97,9 +93,10 @@ pub async fn install(settings: &Settings) -> Result<Installed> {
         Err(e) => warn!("routing: {e:#}"),
     }
     let (marks, restored) = (installed.marks.clone(), installed.restored.clone());
+    let settings = settings.clone();
     installed.watcher = Some(tokio::spawn(async move {
         tokio::select! {
-            () = watch::watch(&mut keeper, &marks, restored) => {}
+            () = watch::watch(&mut keeper, &settings, &marks, restored) => {}
             _ = stopped => {}
         }
         if let Err(e) = keeper.clear().await {

@@ -7,7 +7,9 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
@@ -19,8 +21,24 @@ pub fn commit(messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
     commit_on(&open()?, messages)
 }
 
+/// As `commit`, for tables of another family than inet.
+pub fn commit_in(
+    family: NetfilterProtoFamily,
+    messages: Vec<(NfTablesMessage, u16)>,
+) -> io::Result<()> {
+    send_batch(&open()?, family, messages)
+}
+
 /// As `commit`, on a socket that will own the tables with `flags owner`: they go when it closes.
 pub fn commit_on(socket: &Socket, messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
+    send_batch(socket, NetfilterProtoFamily::Inet, messages)
+}
+
+fn send_batch(
+    socket: &Socket,
+    family: NetfilterProtoFamily,
+    messages: Vec<(NfTablesMessage, u16)>,
+) -> io::Result<()> {
     let mut packet = Vec::new();
     let wanted = messages.len();
     let mark = |message| (NetfilterMessageInner::from(message), 0, SUBSYSTEM);
@@ -31,7 +49,8 @@ pub fn commit_on(socket: &Socket, messages: Vec<(NfTablesMessage, u16)>) -> io::
         .chain(work)
         .chain(std::iter::once(mark(ControlMessage::BatchEnd)));
     for (sequence, (message, flags, resource)) in all.enumerate() {
-        packet.extend(encode(message, flags, resource, sequence as u32));
+        let header = NetfilterHeader::new(family, 0, resource);
+        packet.extend(encode(header, message, flags, sequence as u32));
     }
     socket.send(&packet, 0)?;
     let mut acknowledged = 0;
@@ -51,7 +70,8 @@ pub fn commit_on(socket: &Socket, messages: Vec<(NfTablesMessage, u16)>) -> io::
 /// Asks for one thing; fails with ENOENT when there is none.
 pub fn ask(request: NfTablesMessage) -> io::Result<()> {
     let socket = open()?;
-    socket.send(&encode(request.into(), NLM_F_ACK, 0, 0), 0)?;
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
+    socket.send(&encode(header, request.into(), NLM_F_ACK, 0), 0)?;
     loop {
         for message in receive(&socket)? {
             if let NetlinkPayload::Error(error) = message.payload {
@@ -59,6 +79,30 @@ pub fn ask(request: NfTablesMessage) -> io::Result<()> {
                     None => Ok(()),
                     Some(_) => Err(error.to_io()),
                 };
+            }
+        }
+    }
+}
+
+/// Asks for a list.
+pub fn dump(
+    family: NetfilterProtoFamily,
+    request: NfTablesMessage,
+) -> io::Result<Vec<NfTablesMessage>> {
+    let socket = open()?;
+    let header = NetfilterHeader::new(family, 0, 0);
+    socket.send(&encode(header, request.into(), NLM_F_DUMP, 0), 0)?;
+    let mut found = Vec::new();
+    loop {
+        for message in receive(&socket)? {
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(NetfilterMessage {
+                    inner: NetfilterMessageInner::NfTables(message),
+                    ..
+                }) => found.push(message),
+                _ => {}
             }
         }
     }
@@ -91,8 +135,12 @@ pub fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn encode(inner: NetfilterMessageInner, flags: u16, resource: u16, sequence: u32) -> Vec<u8> {
-    let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, resource);
+fn encode(
+    header: NetfilterHeader,
+    inner: NetfilterMessageInner,
+    flags: u16,
+    sequence: u32,
+) -> Vec<u8> {
     let mut message = NetlinkMessage::from(NetfilterMessage::new(header, inner));
     message.header.flags = NLM_F_REQUEST | flags;
     message.header.sequence_number = sequence;

@@ -25,11 +25,7 @@ async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Res
         RoutingAction::Down => down(&kernel).await,
         RoutingAction::Show => {
             let needs = survey::needs(&kernel, settings).await?;
-            let keeper = Keeper {
-                kernel,
-                needs,
-                lock: None,
-            };
+            let keeper = Keeper::new(kernel, needs, None);
             let text = match show_as {
                 ShowAs::Table => show::table(&keeper).await?,
                 ShowAs::Commands => show::commands(&keeper).await?,
@@ -53,11 +49,7 @@ async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
             "-mark {SWITCH_TABLE} is the mark that `routing up` gives to replies: choose another"
         );
     }
-    let mut keeper = Keeper {
-        kernel,
-        needs,
-        lock: Some(lock),
-    };
+    let mut keeper = Keeper::new(kernel, needs, Some(lock));
     let outcomes = keeper.ensure().await?;
     let mut failed = None;
     for (need, outcome) in keeper.needs.iter().zip(outcomes) {

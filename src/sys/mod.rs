@@ -3,4 +3,5 @@
 #![allow(unsafe_code)]
 
 pub mod datagram;
+pub mod interfaces;
 pub mod socket;

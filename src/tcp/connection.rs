@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::time::timeout;
 
@@ -12,61 +12,70 @@ use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
 use crate::header::{self, Header, Progress, Transport};
 use crate::proxy::{Proxy, Slot};
 use crate::refusal::Refusal;
+use crate::sessions::{EndedBy, Route};
 use crate::stats::{Count, Stats};
-use crate::sys::socket::is_local;
+use crate::sys::interfaces::is_local;
 use crate::upstream::{self, Kind, UpstreamError};
 
 /// Serves an accepted connection to its end.
 pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
+    let near = match Stream::new(socket) {
+        Ok(near) => near,
+        Err(error) => {
+            let refusal = Refusal::HeaderRead(error);
+            return report(
+                &slot.proxy,
+                &slot.worker().stats,
+                peer,
+                &refusal,
+                None,
+                None,
+            );
+        }
+    };
     let mut story = Story {
-        slot,
+        near,
         peer,
         client: None,
         target: None,
+        began: Instant::now(),
+        orderly: false,
+        slot,
     };
-    let began = Instant::now();
     // Boxed, because it needs room that an open connection should not keep.
-    let session = match Box::pin(story.open(socket)).await {
-        Ok(session) => session,
-        Err(refusal) => return story.refused(&refusal),
-    };
-    story.stats(Count::Served, 1);
-    let mut relay = Relay::new(
-        &session.client,
-        &session.backend,
-        session.sent,
-        session.unsent,
-        session.more,
-    );
-    let end = (&mut relay).await;
-    let (up, down) = relay.moved();
-    if let End::Broken(..) = end {
-        session.client.reset_on_close();
-        session.backend.reset_on_close();
-    }
-    story.stats(Count::BytesUp, up);
-    story.stats(Count::BytesDown, down);
-    if story.slot.proxy.reporter.says_all() {
-        story.closed(
-            &end,
-            (up, down),
-            began.elapsed(),
-            session.unique_id.as_deref(),
-        );
+    match Box::pin(story.open()).await {
+        Ok(session) => story.orderly = story.carry(session).await,
+        Err(refusal) => {
+            story.refused(&refusal);
+            story.orderly = !refusal.resets();
+        }
     }
 }
 
-/// A connection on its way through, and what is known of it.
+/// A connection on its way through, and what is known of it. It may be dropped at any await: so
+/// bans and administrators end sessions.
 struct Story {
-    slot: Slot,
+    /// The client, by way of its load balancer.
+    near: Stream,
     peer: PeerAddr,
     client: Option<ClientAddr>,
     target: Option<TargetAddr>,
+    began: Instant,
+    /// It came to its end by itself; what has not is reset.
+    orderly: bool,
+    slot: Slot,
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if !self.orderly {
+            self.near.reset_on_close();
+        }
+    }
 }
 
 /// Both sides connected.
 struct Session {
-    client: Stream,
     backend: Stream,
     /// Bytes behind the header that the backend has taken.
     sent: usize,
@@ -78,14 +87,13 @@ struct Session {
 }
 
 impl Story {
-    async fn open(&mut self, socket: OwnedFd) -> Result<Session, Refusal> {
-        let client = Stream::new(socket).map_err(Refusal::HeaderRead)?;
+    async fn open(&mut self) -> Result<Session, Refusal> {
         let patience = self.proxy().settings.header_timeout;
         let Head {
             header,
             rest: mut unsent,
             more,
-        } = timeout(patience, read_header(&client))
+        } = timeout(patience, read_header(&self.near))
             .await
             .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?;
         let (claimed, target) =
@@ -93,24 +101,47 @@ impl Story {
                 .destinations
                 .choose(header.claim, self.peer, is_local)?;
         (self.client, self.target) = (Some(claimed), Some(target));
+        // Listed first, judged then: a ban that comes in between finds the session in the list.
+        self.slot.introduce(Route {
+            client: claimed,
+            target,
+            named: matches!(header.claim, header::Claim::Client { .. }),
+        });
         if let header::Claim::Client { source, .. } = header.claim {
             self.proxy().admission.client(self.peer, source)?;
         }
-        let reached = self.reach(claimed, target, &unsent).await;
-        if reached.is_err() {
-            // As a client is told that connects to a backend without a proxy between.
-            client.reset_on_close();
-        }
-        let (backend, sent) = reached?;
+        let (backend, sent) = self.reach(claimed, target, &unsent).await?;
         unsent.drain(..sent);
         Ok(Session {
-            client,
             backend,
             sent,
             unsent,
             more,
             unique_id: header.unique_id,
         })
+    }
+
+    /// Carries bytes both ways; true if both sides came to an orderly end.
+    async fn carry(&self, session: Session) -> bool {
+        self.stats(Count::Served, 1);
+        let backend = session.backend;
+        let mut carrying = Carrying {
+            relay: Relay::new(
+                &self.near,
+                &backend,
+                session.sent,
+                session.unsent,
+                session.more,
+            ),
+            story: self,
+            backend: &backend,
+            unique_id: session.unique_id,
+            end: None,
+        };
+        let end = (&mut carrying.relay).await;
+        let orderly = matches!(end, End::Closed(_));
+        carrying.end = Some(end);
+        orderly
     }
 
     /// Connects to the backend and sends what it takes of `first` at once. Over loopback the
@@ -165,25 +196,56 @@ impl Story {
             self.target,
         );
     }
+}
 
-    fn closed(
-        &self,
-        end: &End,
-        (up, down): (u64, u64),
-        lasted: Duration,
-        unique_id: Option<&[u8]>,
-    ) {
+/// A relay at work. When it is dropped, at its end or because somebody ended it, the session is
+/// counted and told.
+struct Carrying<'a> {
+    relay: Relay<'a>,
+    story: &'a Story,
+    backend: &'a Stream,
+    unique_id: Option<Box<[u8]>>,
+    /// Why it ended; `None` if it was made to.
+    end: Option<End>,
+}
+
+impl Drop for Carrying<'_> {
+    fn drop(&mut self) {
+        let story = self.story;
+        let (up, down) = self.relay.moved();
+        story.stats(Count::BytesUp, up);
+        story.stats(Count::BytesDown, down);
+        if !matches!(self.end, Some(End::Closed(_))) {
+            self.backend.reset_on_close();
+        }
+        if self.end.is_none() {
+            story.stats(Count::Killed, 1);
+        }
+        if !story.proxy().reporter.says_all() {
+            return;
+        }
+        let end = match &self.end {
+            Some(end) => words(end),
+            None => killed(story.slot.ended_by()).to_owned(),
+        };
         tracing::info!(
-            clientAddr = self.client.map(tracing::field::display),
-            frontendRemoteAddr = %self.peer,
-            targetAddr = self.target.map(tracing::field::display),
+            clientAddr = story.client.map(tracing::field::display),
+            frontendRemoteAddr = %story.peer,
+            targetAddr = story.target.map(tracing::field::display),
             bytesUp = up,
             bytesDown = down,
-            durationMs = lasted.as_millis() as u64,
-            end = %words(end),
-            uniqueId = unique_id.map(|id| id.escape_ascii().to_string()),
+            durationMs = story.began.elapsed().as_millis() as u64,
+            %end,
+            uniqueId = self.unique_id.as_deref().map(|id| id.escape_ascii().to_string()),
             "connection closed"
         );
+    }
+}
+
+fn killed(by: Option<EndedBy>) -> &'static str {
+    match by {
+        Some(EndedBy::Ban) => "client banned",
+        Some(EndedBy::Kill) | None => "ended by realpeer ctl kill",
     }
 }
 

@@ -126,9 +126,7 @@ fn take(proxy: &Arc<Proxy>, socket: OwnedFd, peer: PeerAddr, own: usize) {
     stats.add(Count::Accepted, 1);
     let refusal = match (proxy.admission.peer(peer), proxy.place(own)) {
         (Ok(()), Some(slot)) => {
-            let handle = slot.worker().handle.clone();
-            handle.spawn(connection::serve(slot, socket, peer));
-            return;
+            return slot.start(peer, |slot| connection::serve(slot, socket, peer));
         }
         (Ok(()), None) => Refusal::TooManyConnections(proxy.max_connections),
         (Err(refusal), _) => refusal,

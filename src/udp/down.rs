@@ -38,6 +38,9 @@ impl Listener {
     }
 
     fn collect(&mut self, key: Key, now: Instant) {
+        if self.flows.judge(key).is_err() {
+            return;
+        }
         let before = self.batch.received().len();
         let Some(flow) = self.flows.get(key) else {
             return;

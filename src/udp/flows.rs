@@ -14,7 +14,7 @@ use super::journal::{self, Ending};
 use super::lru::{Key, Lru};
 use super::outbox::Envelope;
 use super::poller::Poller;
-use crate::addr::{ClientAddr, TargetAddr};
+use crate::addr::{ClientAddr, TargetAddr, canonical};
 use crate::header::spp;
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
@@ -43,6 +43,8 @@ pub struct Flow {
     pub down: Traffic,
     /// When it began.
     pub began: Instant,
+    /// The bans that had been spoken when its client was last found free of them.
+    judged: Cell<u64>,
 }
 
 /// The way back of a datagram.
@@ -111,7 +113,26 @@ impl Flows {
         self.table.touch(key, now)
     }
 
-    /// Begins a flow. Fails if no socket can claim the client.
+    /// Ends a flow whose client was banned since it was looked at last. While nobody is banned
+    /// this costs a look at a number.
+    pub fn judge(&mut self, key: Key) -> Result<(), Refusal> {
+        let bans = &self.proxy.admission.bans;
+        let spoken = bans.spoken();
+        let Some(flow) = self.table.get(key) else {
+            return Ok(());
+        };
+        if flow.judged.replace(spoken) == spoken || !is_named(flow.client, &flow.back) {
+            return Ok(());
+        }
+        let judgement = self.proxy.admission.free_of_bans(flow.client);
+        if judgement.is_err() {
+            self.count(Count::Killed);
+            self.end(key, Ending::Banned);
+        }
+        judgement
+    }
+
+    /// Begins a flow. Fails if its client is not wanted, or if no socket can claim the client.
     pub fn open(
         &mut self,
         client: ClientAddr,
@@ -120,6 +141,10 @@ impl Flows {
         poller: &Poller,
         now: Instant,
     ) -> Result<Key, Refusal> {
+        let judged = Cell::new(self.proxy.admission.bans.spoken());
+        if is_named(client, &back) {
+            self.proxy.admission.wanted(client)?;
+        }
         self.count(Count::Accepted);
         if self.is_full() {
             self.evict();
@@ -141,6 +166,7 @@ impl Flows {
             up: Traffic::default(),
             down: Traffic::default(),
             began: now,
+            judged,
         };
         let key = self.table.insert(flow, now);
         self.by_ends.insert((client, target), key);
@@ -257,6 +283,11 @@ impl Default for Traffic {
             uncut: Cell::new(usize::MAX),
         }
     }
+}
+
+/// Whether a header named the client; without one the load balancer speaks for itself.
+fn is_named(client: ClientAddr, back: &Back) -> bool {
+    client.0 != canonical(back.peer)
 }
 
 fn is_shortage(error: &UpstreamError) -> bool {

@@ -19,6 +19,8 @@ pub enum Ending {
     Silent,
     /// It made room for a new flow.
     Evicted,
+    /// Its client was banned.
+    Banned,
     /// The proxy stops.
     Stopped,
     /// Its socket could not be watched.
@@ -30,6 +32,7 @@ impl fmt::Display for Ending {
         f.write_str(match self {
             Ending::Silent => "silent for -close-after",
             Ending::Evicted => "made room for a new flow",
+            Ending::Banned => "client banned",
             Ending::Stopped => "realpeer stops",
             Ending::Unwatched => "its socket could not be watched",
         })

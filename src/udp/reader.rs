@@ -10,7 +10,7 @@ use crate::config::UdpHeader;
 use crate::header::{self, Claim, Header, HeaderError, Progress, Transport};
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
-use crate::sys::socket::is_local;
+use crate::sys::interfaces::is_local;
 
 /// Reads the datagrams of one listening socket.
 pub struct Reader {
@@ -62,7 +62,8 @@ impl Reader {
         let Header { claim, len, .. } = header(datagram, self.style)?;
         let (client, target) = self.proxy.destinations.choose(claim, from, is_local)?;
         if let Claim::Client { source, .. } = claim {
-            self.proxy.admission.client(from, source)?;
+            // Whether the client is wanted is asked once a flow.
+            self.proxy.admission.plausible(from, source)?;
         }
         if self.style == UdpHeader::First {
             self.bindings.bind(peer, client, target, now);

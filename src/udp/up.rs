@@ -64,7 +64,10 @@ impl Listener {
         let spp = spp.flatten();
         let back = Back { peer, local, spp };
         let key = match self.flows.find(reading.client, reading.target) {
-            Some(key) => key,
+            Some(key) => {
+                self.flows.judge(key)?;
+                key
+            }
             None => {
                 if self.flows.is_full() {
                     // What waits for the flow that makes room must not reach its successor.

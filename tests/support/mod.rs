@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod ctl;
 pub mod datagrams;
 pub mod header;
 pub mod host;
@@ -17,6 +18,7 @@ pub mod streams;
 pub mod vitals;
 
 pub use backend::Backend;
+pub use ctl::Ctl;
 pub use host::Host;
 pub use program::Program;
 pub use running::Running;

@@ -1,0 +1,199 @@
+//! `realpeer ctl` and the flags about the control socket.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use ipnet::IpNet;
+
+use super::flags::{Command, Parsed, matches, refuse};
+use super::{UsageError, go, value};
+use crate::config::Control;
+use crate::networks;
+
+/// The flags of `realpeer ctl`, and what to do.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "realpeer ctl ACTION",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    args_override_self = true,
+    about = "Looks at a running proxy and steers it.",
+    before_help = "\nActions:\n  \
+                   status              what it is and what it has done\n  \
+                   connections         the open ones\n  \
+                   kill ID|ADDR|CIDR   end one connection, or all of a client\n  \
+                   ban ADDR|CIDR       serve a client no more, and end its connections\n  \
+                   unban ADDR|CIDR     serve it again\n  \
+                   bans                who is banned",
+    after_help = "Exit code: 0 done; 1 refused, or there is no such thing; 2 wrong command line; 3 no proxy answers."
+)]
+pub struct CtlFlags {
+    /// The proxy's control socket (default: /run/realpeer/control.sock)
+    #[arg(long = "control", value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
+    /// The proxy's -name, if it has one
+    #[arg(long = "name", value_name = "NAME", value_parser = name)]
+    pub name: Option<String>,
+
+    /// Print JSON, an object a line
+    #[arg(long = "json", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    pub json: bool,
+
+    /// ban: how long (default: for ever)
+    #[arg(long = "for", value_name = "TIME", value_parser = value::timeout)]
+    pub length: Option<Duration>,
+
+    /// ban: why, for the log and the list
+    #[arg(
+        long = "reason",
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub reason: String,
+
+    /// ban, unban: at the listener of this name only
+    #[arg(long = "listener", value_name = "NAME", value_parser = name)]
+    pub listener: Option<String>,
+
+    /// ban: even this host's own addresses and trusted load balancers
+    #[arg(long = "force", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    pub force: bool,
+
+    /// What to do.
+    #[arg(skip)]
+    pub action: CtlAction,
+}
+
+/// What `realpeer ctl` does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CtlAction {
+    /// Tell what runs.
+    #[default]
+    Status,
+    /// List the open connections.
+    Connections,
+    /// End one by its id.
+    KillId(u64),
+    /// End those of a client.
+    KillClient(IpNet),
+    /// Ban a client.
+    Ban(IpNet),
+    /// End a ban.
+    Unban(IpNet),
+    /// List the bans.
+    Bans,
+}
+
+/// Reads what stands behind `realpeer ctl`.
+pub fn parse(words: &[String]) -> Result<Command, UsageError> {
+    let command = CtlFlags::command();
+    match matches(&command, words, true)? {
+        Parsed::Help(text) => Ok(Command::Print(text)),
+        Parsed::Flags(mut matches, rest) => {
+            let action = action(&rest).map_err(|message| refuse(&command, message))?;
+            let flags = CtlFlags::from_arg_matches_mut(&mut matches)
+                .map_err(|error| refuse(&command, error.to_string()))?;
+            Ok(Command::Ctl(CtlFlags { action, ..flags }))
+        }
+    }
+}
+
+fn action(words: &[String]) -> Result<CtlAction, String> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["status"] => Ok(CtlAction::Status),
+        ["connections"] => Ok(CtlAction::Connections),
+        ["bans"] => Ok(CtlAction::Bans),
+        ["ban", client] => network(client).map(CtlAction::Ban),
+        ["unban", client] => network(client).map(CtlAction::Unban),
+        ["kill", which] => match which.parse() {
+            Ok(id) => Ok(CtlAction::KillId(id)),
+            Err(_) => network(which).map(CtlAction::KillClient),
+        },
+        ["ban" | "unban"] => Err(format!("ctl {}: name an address or a CIDR", words[0])),
+        ["kill"] => Err("ctl kill: name an id of 'ctl connections', an address or a CIDR".into()),
+        [] => Err("ctl: say status, connections, kill, ban, unban or bans".into()),
+        [
+            "status" | "connections" | "bans" | "ban" | "unban" | "kill",
+            ..,
+        ] => {
+            let stray = words.last().copied().unwrap_or_default();
+            Err(format!("ctl {}: stray word {stray:?}", words[0]))
+        }
+        [word, ..] => Err(format!(
+            "ctl: say status, connections, kill, ban, unban or bans, not {word:?}"
+        )),
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    networks::parse(text)
+        .ok_or_else(|| format!("{text:?} is no address and no network such as 203.0.113.0/24"))
+}
+
+/// The value of `-control`.
+pub fn place(text: &str) -> Result<Control, String> {
+    Ok(match text {
+        "" => Control::Usual,
+        "off" => Control::Off,
+        path => Control::At(path.into()),
+    })
+}
+
+/// The value of `-name`: it becomes a part of file names.
+pub fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text.is_empty() || text.len() > 32 || text.starts_with('.') || !text.chars().all(plain) {
+        return Err("use up to 32 letters, digits, - _ and .".into());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> Result<CtlFlags, String> {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        match parse(&words) {
+            Ok(Command::Ctl(flags)) => Ok(flags),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn flags_may_stand_anywhere() {
+        let flags = parse_line("-json ban 203.0.113.9/24 -for 1h -reason x -force").unwrap();
+        let network = "203.0.113.0/24".parse().unwrap();
+        assert_eq!(flags.action, CtlAction::Ban(network));
+        assert_eq!(flags.length, Some(Duration::from_secs(3600)));
+        assert!(flags.json && flags.force);
+    }
+
+    #[test]
+    fn kill_takes_an_id_or_a_client() {
+        let action = |line| parse_line(line).unwrap().action;
+        assert_eq!(action("kill 17"), CtlAction::KillId(17));
+        let one = "2001:db8::7/128".parse().unwrap();
+        assert_eq!(action("kill 2001:db8::7"), CtlAction::KillClient(one));
+    }
+
+    #[test]
+    fn errors_name_what_was_wrong() {
+        for (line, expected) in [
+            ("ban", "name an address"),
+            ("ban nonsense", "\"nonsense\""),
+            ("bans 1", "stray word \"1\""),
+            ("stop", "\"stop\""),
+            ("ban 203.0.113.9 -for x", "-for"),
+            ("bans -name a/b", "-name"),
+        ] {
+            let error = parse_line(line).unwrap_err();
+            assert!(error.lines().next().unwrap().contains(expected), "{error}");
+        }
+    }
+}

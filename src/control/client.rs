@@ -1,0 +1,136 @@
+//! `realpeer ctl`: one request, its answer, and an exit code that scripts can trust.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::protocol::{End, Line, Network, Request};
+use super::{table, usual_path};
+use crate::cli::{CtlAction, CtlFlags};
+
+/// How long the proxy may take for a line of its answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The proxy said no: exit code 1.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody answers: exit code 3.
+    #[error("{0}")]
+    NoProxy(String),
+    /// The answer could not be printed: exit code 1.
+    #[error("cannot print: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// What the program ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Refused(_) | Failure::Output(_) => 1,
+            Failure::NoProxy(_) => 3,
+        }
+    }
+}
+
+/// Asks the proxy and prints what it says.
+pub fn run(flags: &CtlFlags) -> Result<(), Failure> {
+    let path = flags
+        .control
+        .clone()
+        .unwrap_or_else(|| usual_path(flags.name.as_deref()));
+    let (lines, end) = ask(&path, &request(flags)).map_err(|e| no_proxy(&path, &e))?;
+    let mut out = io::stdout().lock();
+    if flags.json {
+        for line in &lines {
+            writeln!(
+                out,
+                "{}",
+                serde_json::to_string(line).map_err(io::Error::other)?
+            )?;
+        }
+        let end = Line::End(end);
+        writeln!(
+            out,
+            "{}",
+            serde_json::to_string(&end).map_err(io::Error::other)?
+        )?;
+        return match end {
+            Line::End(End {
+                error: Some(error), ..
+            }) => Err(Failure::Refused(error)),
+            _ => Ok(()),
+        };
+    }
+    if let Some(error) = end.error {
+        return Err(Failure::Refused(error));
+    }
+    write!(out, "{}", table::answer(&flags.action, &lines, &end))?;
+    if let Some(warning) = end.warning {
+        eprintln!("realpeer: {warning}");
+    }
+    Ok(())
+}
+
+fn request(flags: &CtlFlags) -> Request {
+    match flags.action {
+        CtlAction::Status => Request::Status {},
+        CtlAction::Connections => Request::Connections {},
+        CtlAction::KillId(id) => Request::Kill {
+            id: Some(id),
+            client: None,
+        },
+        CtlAction::KillClient(client) => Request::Kill {
+            id: None,
+            client: Some(Network(client)),
+        },
+        CtlAction::Ban(network) => Request::Ban {
+            network: Network(network),
+            length: flags.length.map(|length| length.as_secs_f64()),
+            reason: flags.reason.clone(),
+            listener: flags.listener.clone(),
+            force: flags.force,
+        },
+        CtlAction::Unban(network) => Request::Unban {
+            network: Network(network),
+            listener: flags.listener.clone(),
+        },
+        CtlAction::Bans => Request::Bans {},
+    }
+}
+
+fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    // A proxy that has too many clients answers without reading.
+    let sent = stream.write_all(&text);
+    let mut lines = Vec::new();
+    for line in BufReader::new(stream).lines() {
+        match serde_json::from_str(&line?)? {
+            Line::End(end) => return Ok((lines, end)),
+            line => lines.push(line),
+        }
+    }
+    sent?;
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+fn no_proxy(path: &Path, error: &io::Error) -> Failure {
+    let path = path.display();
+    Failure::NoProxy(match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            format!("no proxy listens at {path}: is it running, and with this -control or -name?")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("may not use {path}: be root, or in the group of its -control-group")
+        }
+        io::ErrorKind::WouldBlock => format!("the proxy at {path} does not answer"),
+        _ => format!("the proxy at {path} broke off: {error}"),
+    })
+}

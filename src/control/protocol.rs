@@ -1,0 +1,185 @@
+//! What goes over the control socket: a request a line, and for each request the lines that
+//! answer it, of which the last has the field `ok`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::bans::{Ban, UnixSeconds};
+use crate::networks;
+use crate::sessions::SessionId;
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// What runs, and its counts.
+    Status {},
+    /// The open connections.
+    Connections {},
+    /// End connections: one by its id, or all of a client.
+    Kill {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<SessionId>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client: Option<Network>,
+    },
+    /// Ban a client.
+    Ban {
+        network: Network,
+        /// Seconds; none is for ever.
+        #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+        length: Option<f64>,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+        #[serde(default)]
+        force: bool,
+    },
+    /// End a ban.
+    Unban {
+        network: Network,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
+    /// Who is banned.
+    Bans {},
+}
+
+/// A network that may also be written as a bare address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Network(pub IpNet);
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Network, String> {
+        let network = networks::parse(&text).map(Network);
+        network.ok_or_else(|| format!("{text:?} is no address and no network"))
+    }
+}
+
+/// A line of an answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// One of the open connections.
+    Connection { connection: Connection },
+    /// One of the bans.
+    Ban { ban: Ban },
+    /// The last line: how it went.
+    End(End),
+}
+
+/// How a request went.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct End {
+    /// It was done.
+    pub ok: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What should be known although it was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+    /// How many lines came before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+    /// Connections that were ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub killed: Option<usize>,
+    /// When a new ban ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<UnixSeconds>,
+    /// The answer to `status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+}
+
+impl End {
+    /// Done.
+    pub fn ok() -> End {
+        End {
+            ok: true,
+            ..End::default()
+        }
+    }
+
+    /// Not done.
+    pub fn error(why: impl Into<String>) -> End {
+        End {
+            error: Some(why.into()),
+            ..End::default()
+        }
+    }
+}
+
+/// What runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub pid: u32,
+    pub listen: SocketAddr,
+    pub protocol: String,
+    pub uptime: u64,
+    pub open: usize,
+    pub bans: usize,
+    /// What happened since the start, as the log names it.
+    pub counts: BTreeMap<String, u64>,
+}
+
+/// An open connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Connection {
+    pub id: SessionId,
+    /// Missing while its header is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<SocketAddr>,
+    pub peer: SocketAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<SocketAddr>,
+    /// Seconds since it was taken.
+    pub age: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_as_documented() {
+        let read = |text: &str| serde_json::from_str::<Request>(text).map_err(|e| e.to_string());
+        assert_eq!(read(r#"{"do":"status"}"#), Ok(Request::Status {}));
+        let ban = read(r#"{"do":"ban","network":"203.0.113.9","for":1.5}"#).unwrap();
+        let Request::Ban {
+            network, length, ..
+        } = ban
+        else {
+            panic!("{ban:?}")
+        };
+        assert_eq!(
+            (network.0.to_string(), length),
+            ("203.0.113.9/32".into(), Some(1.5))
+        );
+        assert!(
+            read(r#"{"do":"ban","network":"all"}"#)
+                .unwrap_err()
+                .contains("\"all\"")
+        );
+        assert!(read(r#"{"do":"ban","network":"203.0.113.9","fore":1}"#).is_err());
+        assert!(read(r#"{"do":"reboot"}"#).is_err());
+    }
+
+    #[test]
+    fn the_last_line_is_told_from_the_others() {
+        let line = serde_json::to_string(&Line::End(End::error("no"))).unwrap();
+        assert_eq!(line, r#"{"ok":false,"error":"no"}"#);
+        assert!(matches!(serde_json::from_str(&line), Ok(Line::End(_))));
+    }
+}

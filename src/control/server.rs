@@ -1,0 +1,110 @@
+//! Serves the control socket. Everything a client can do is bounded: how many there are, how long
+//! a line is, how long one may take to send or to read it, and how much of the main thread's time
+//! its commands get.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use super::commands::Office;
+use super::protocol::{End, Line};
+use super::socket::Bound;
+
+/// Clients at once. Each holds a descriptor that no connection gets.
+const CLIENTS: usize = 8;
+
+/// Bytes of a request.
+const LONGEST_REQUEST: u64 = 4096;
+
+/// Bytes that are sent in one go.
+const CHUNK: usize = 64 << 10;
+
+/// How long a client may be silent, or not read.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After so much work for a client the client waits as long again.
+const TURN: Duration = Duration::from_millis(10);
+
+/// Serves clients for ever.
+pub async fn serve(bound: Bound, office: Arc<Office>) -> io::Result<()> {
+    let listener = UnixListener::from_std(bound.listener.try_clone()?)?;
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "cannot take a client of the control socket for now");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            let _ = stream.try_write(&line(&Line::End(End::error("too many clients"))));
+            continue;
+        };
+        let office = Arc::clone(&office);
+        tokio::spawn(async move {
+            // A client that breaks off, or takes too long, is its own affair.
+            let _ = converse(stream, &office).await;
+            drop(place);
+        });
+    }
+}
+
+async fn converse(stream: UnixStream, office: &Office) -> io::Result<()> {
+    let (input, mut output) = stream.into_split();
+    let mut input = BufReader::new(input);
+    let mut busy = Duration::ZERO;
+    while let Some(request) = read_request(&mut input).await? {
+        let began = Instant::now();
+        let answer = match serde_json::from_slice(&request) {
+            Ok(request) => office.answer(request),
+            Err(error) => vec![Line::End(End::error(format!("cannot read this: {error}")))],
+        };
+        busy += began.elapsed();
+        send(&mut output, &answer).await?;
+        if busy > TURN {
+            sleep(busy).await;
+            busy = Duration::ZERO;
+        }
+    }
+    Ok(())
+}
+
+/// The next line, without its end; none if the client has finished.
+async fn read_request(input: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>> {
+    let mut request = Vec::new();
+    let mut limited = input.take(LONGEST_REQUEST);
+    let reading = limited.read_until(b'\n', &mut request);
+    timeout(PATIENCE, reading).await??;
+    match request.pop() {
+        Some(b'\n') => Ok(Some(request)),
+        None => Ok(None),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+async fn send(output: &mut OwnedWriteHalf, answer: &[Line]) -> io::Result<()> {
+    let mut chunk = Vec::new();
+    for (number, entry) in answer.iter().enumerate() {
+        chunk.extend(line(entry));
+        if chunk.len() >= CHUNK || number + 1 == answer.len() {
+            timeout(PATIENCE, output.write_all(&chunk)).await??;
+            chunk.clear();
+        }
+    }
+    Ok(())
+}
+
+fn line(entry: &Line) -> Vec<u8> {
+    // Nothing in it can fail to be JSON; were it so, the client would get an empty line.
+    let mut text = serde_json::to_vec(entry).unwrap_or_default();
+    text.push(b'\n');
+    text
+}

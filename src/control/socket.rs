@@ -1,0 +1,157 @@
+//! The socket itself: nobody finds it before it is as it shall be, and no living one is replaced.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Gid, Group, chown};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::usual_path;
+use crate::config::{Control, Settings};
+
+/// Owner and group may use it, nobody else.
+const MODE: u32 = 0o660;
+
+/// How long another realpeer that is binding there is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A control socket that takes connections; its file goes with it.
+#[derive(Debug)]
+pub struct Bound {
+    /// Non-blocking.
+    pub listener: UnixListener,
+    /// Where it is.
+    pub path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // Whoever removed ours and put another there keeps that one.
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Opens the control socket. None if there shall be none, if the usual place is out of reach, or
+/// if another program answers there, which is told. Fails when a place that was asked for cannot
+/// be had.
+pub fn bind(settings: &Settings) -> Result<Option<Bound>> {
+    let (path, asked) = match &settings.control {
+        Control::Off => return Ok(None),
+        Control::Usual => (usual_path(settings.name.as_deref()), false),
+        Control::At(path) => (path.clone(), true),
+    };
+    let group = settings.control_group.as_deref().map(group_id);
+    let group = group.transpose().context("-control-group")?;
+    match bind_at(&path, group) {
+        Ok(Some(bound)) => Ok(Some(bound)),
+        Ok(None) => {
+            tracing::warn!(path = %path.display(), "the control socket is in use by another program: running without; give each instance its own -name or -control");
+            Ok(None)
+        }
+        Err(error) if asked || group.is_some() => {
+            Err(error).with_context(|| format!("-control: cannot make {}", path.display()))
+        }
+        Err(error) => {
+            tracing::debug!(path = %path.display(), error = format!("{error:#}"), "running without a control socket");
+            Ok(None)
+        }
+    }
+}
+
+fn group_id(text: &str) -> Result<Gid> {
+    if let Ok(number) = text.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    let group = Group::from_name(text).with_context(|| format!("cannot look up {text}"))?;
+    Ok(group
+        .with_context(|| format!("there is no group {text}"))?
+        .gid)
+}
+
+/// None if somebody answers there.
+fn bind_at(path: &Path, group: Option<Gid>) -> Result<Option<Bound>> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let made = DirBuilder::new().mode(0o755).create(directory);
+    if let Err(e) = made
+        && e.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(e).with_context(|| format!("cannot make {}", directory.display()));
+    }
+    // Of two that start at once, one must see the other's socket.
+    let _lock = lock(directory)?;
+    if is_answered(path)? {
+        return Ok(None);
+    }
+    // In a directory that only we may enter it gets its mode and group, and then its place.
+    let private = directory.join(format!(".{}", std::process::id()));
+    let _ = fs::remove_dir_all(&private);
+    DirBuilder::new()
+        .mode(0o700)
+        .create(&private)
+        .with_context(|| format!("cannot make {}", private.display()))?;
+    let bound = make(&private.join("s"), path, group);
+    let _ = fs::remove_dir_all(&private);
+    bound.map(Some)
+}
+
+fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
+    let listener = UnixListener::bind(private)?;
+    listener.set_nonblocking(true)?;
+    if let Some(group) = group {
+        chown(private, None, Some(group)).with_context(|| {
+            format!("cannot give it to group {group}: is realpeer root, or a member?")
+        })?;
+    }
+    fs::set_permissions(private, Permissions::from_mode(MODE))?;
+    let inode = fs::symlink_metadata(private)?.ino();
+    fs::rename(private, path)?;
+    Ok(Bound {
+        listener,
+        path: path.to_owned(),
+        inode,
+    })
+}
+
+fn lock(directory: &Path) -> Result<Flock<File>> {
+    let name = || format!("cannot lock {}", directory.display());
+    let mut file = File::open(directory).with_context(name)?;
+    let start = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, error)) if start.elapsed() > PATIENCE => return Err(error).with_context(name),
+            Err((unlocked, _)) => file = unlocked,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a program listens on the socket at `path`. What is no socket is never touched.
+fn is_answered(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            bail!("{} exists and is no socket", path.display())
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e).with_context(|| format!("cannot look at {}", path.display())),
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        // Also when its queue is full, or when we may not speak to it.
+        _ => Ok(true),
+    }
+}

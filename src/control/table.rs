@@ -1,0 +1,138 @@
+//! Answers for people.
+
+use std::fmt::Write;
+
+use super::protocol::{Connection, End, Line, Status};
+use crate::bans::{self, Ban};
+use crate::cli::CtlAction;
+
+/// The answer to an action that went well.
+pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
+    let killed = end.killed.unwrap_or(0);
+    match action {
+        CtlAction::Status => end.status.as_ref().map(status).unwrap_or_default(),
+        CtlAction::Connections => {
+            let rows = lines.iter().filter_map(|line| match line {
+                Line::Connection { connection } => Some(connection_row(connection)),
+                _ => None,
+            });
+            table(&["ID", "CLIENT", "PEER", "TARGET", "AGE"], rows)
+        }
+        CtlAction::Bans => {
+            let rows = lines.iter().filter_map(|line| match line {
+                Line::Ban { ban } => Some(ban_row(ban)),
+                _ => None,
+            });
+            table(&["NETWORK", "LISTENER", "ENDS IN", "REASON"], rows)
+        }
+        CtlAction::KillId(_) | CtlAction::KillClient(_) => {
+            format!("{} ended\n", connections(killed))
+        }
+        CtlAction::Ban(network) => format!("{network} banned, {} ended\n", connections(killed)),
+        CtlAction::Unban(network) => format!("{network} unbanned\n"),
+    }
+}
+
+fn connections(count: usize) -> String {
+    match count {
+        1 => "1 connection".to_owned(),
+        n => format!("{n} connections"),
+    }
+}
+
+fn status(status: &Status) -> String {
+    let name = status.name.as_deref().unwrap_or("-");
+    let mut rows = vec![
+        ("version", status.version.clone()),
+        ("name", name.to_owned()),
+        ("pid", status.pid.to_string()),
+        (
+            "listening on",
+            format!("{} {}", status.listen, status.protocol),
+        ),
+        ("running for", duration(status.uptime)),
+        ("open now", status.open.to_string()),
+        ("bans", status.bans.to_string()),
+    ];
+    let counts = status.counts.iter().filter(|(_, count)| **count > 0);
+    rows.extend(counts.map(|(name, count)| (name.as_str(), count.to_string())));
+    rows.iter().fold(String::new(), |mut out, (key, value)| {
+        let _ = writeln!(out, "{key:20} {value}");
+        out
+    })
+}
+
+fn connection_row(connection: &Connection) -> Vec<String> {
+    let or_header = |addr: Option<_>| match addr {
+        Some(addr) => format!("{addr}"),
+        None => "(reading its header)".to_owned(),
+    };
+    vec![
+        connection.id.to_string(),
+        or_header(connection.client),
+        connection.peer.to_string(),
+        connection.target.map_or("-".to_owned(), |t| t.to_string()),
+        duration(connection.age),
+    ]
+}
+
+fn ban_row(ban: &Ban) -> Vec<String> {
+    let left = |until: u64| duration(until.saturating_sub(bans::now()));
+    vec![
+        ban.network.to_string(),
+        ban.listener.clone().unwrap_or_else(|| "all".to_owned()),
+        ban.until.map_or("never".to_owned(), left),
+        // It may be a stranger's words: no control characters on a terminal.
+        ban.reason.escape_debug().to_string(),
+    ]
+}
+
+/// `1h2m3s`, without leading parts that are zero.
+fn duration(seconds: u64) -> String {
+    let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (h, m) {
+        (0, 0) => format!("{s}s"),
+        (0, m) => format!("{m}m{s}s"),
+        (h, m) => format!("{h}h{m}m{s}s"),
+    }
+}
+
+/// Columns as wide as their widest cell.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths);
+        let line: String = cells
+            .map(|(cell, width)| format!("{cell:width$}  "))
+            .collect();
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_ages_are_readable() {
+        let rows = [
+            vec!["1".to_owned(), "x".to_owned()],
+            vec!["1234".to_owned(), String::new()],
+        ];
+        assert_eq!(
+            table(&["ID", "B"], rows.into_iter()),
+            "ID    B\n1     x\n1234\n"
+        );
+        assert_eq!(
+            [duration(5), duration(65), duration(3600)],
+            ["5s", "1m5s", "1h0m0s"]
+        );
+    }
+}

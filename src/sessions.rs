@@ -1,0 +1,194 @@
+//! The open connections of one worker, so that an administrator can see and end them. A
+//! connection comes here when it begins, when its client is known and when it ends, and never in
+//! between: carrying bytes costs nothing for it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::task::AbortHandle;
+
+use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
+
+/// Connections that are looked at before others may come and go again.
+const PAGE: usize = 256;
+
+/// Tells an open connection from all others of this run of the program.
+pub type SessionId = u64;
+
+/// What is known of an open connection.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The load balancer.
+    pub peer: PeerAddr,
+    /// When it was taken.
+    pub began: Instant,
+    /// Whose it is and where it goes, once its header was read.
+    pub route: Option<Route>,
+    task: AbortHandle,
+    ended_by: Option<EndedBy>,
+}
+
+/// What a header said.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// Whom the backend sees.
+    pub client: ClientAddr,
+    /// The backend.
+    pub target: TargetAddr,
+    /// The header named the client, so that bans hold for it; a health check has none.
+    pub named: bool,
+}
+
+/// Whose will it was that a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// A ban on its client.
+    Ban,
+    /// `realpeer ctl kill`.
+    Kill,
+}
+
+/// A worker's open connections.
+#[derive(Debug)]
+pub struct Sessions {
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    next: SessionId,
+    step: u64,
+    sessions: BTreeMap<SessionId, Session>,
+}
+
+impl Sessions {
+    /// None yet. The workers' numbers, `number` of `workers`, keep their ids apart.
+    pub fn new(number: usize, workers: usize) -> Sessions {
+        Sessions {
+            open: Mutex::new(Open {
+                next: number as u64 + 1,
+                step: workers as u64,
+                sessions: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// Lists a connection whose task `start` spawns. The task may come here only from another
+    /// thread or later, which spawning onto a runtime makes sure of.
+    pub fn begin(&self, peer: PeerAddr, start: impl FnOnce(SessionId) -> AbortHandle) {
+        let began = Instant::now();
+        let mut open = self.open();
+        let id = open.next;
+        open.next += open.step;
+        let task = start(id);
+        let session = Session {
+            peer,
+            began,
+            route: None,
+            task,
+            ended_by: None,
+        };
+        open.sessions.insert(id, session);
+    }
+
+    /// Tells whose connection it is. Whoever bans that client from now on finds it here.
+    pub fn introduce(&self, id: SessionId, route: Route) {
+        if let Some(session) = self.open().sessions.get_mut(&id) {
+            session.route = Some(route);
+        }
+    }
+
+    /// Forgets a connection that has ended.
+    pub fn end(&self, id: SessionId) {
+        self.open().sessions.remove(&id);
+    }
+
+    /// Whose will it is that a connection ends, if somebody's.
+    pub fn ended_by(&self, id: SessionId) -> Option<EndedBy> {
+        self.open().sessions.get(&id)?.ended_by
+    }
+
+    /// Ends the connections that `which` says, and tells how many.
+    pub fn kill(&self, by: EndedBy, mut which: impl FnMut(SessionId, &Session) -> bool) -> usize {
+        let mut count = 0;
+        self.visit(|id, session| {
+            if session.ended_by.is_none() && which(id, session) {
+                session.ended_by = Some(by);
+                session.task.abort();
+                count += 1;
+            }
+        });
+        count
+    }
+
+    /// All open connections, the oldest first.
+    pub fn list(&self) -> Vec<(SessionId, Session)> {
+        let mut all = Vec::new();
+        self.visit(|id, session| all.push((id, session.clone())));
+        all
+    }
+
+    /// Goes through all of them, page by page, so that no connection waits for long.
+    fn visit(&self, mut action: impl FnMut(SessionId, &mut Session)) {
+        let mut from = Bound::Unbounded;
+        loop {
+            let mut open = self.open();
+            let page = open.sessions.range_mut((from, Bound::Unbounded)).take(PAGE);
+            let mut last = None;
+            for (id, session) in page {
+                action(*id, session);
+                last = Some(*id);
+            }
+            match last {
+                Some(id) => from = Bound::Excluded(id),
+                None => return,
+            }
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_those_meant_are_ended_and_ids_are_never_shared() {
+        let sessions = Sessions::new(1, 2);
+        let mut tasks = Vec::new();
+        for _ in 0..PAGE * 2 + 1 {
+            let peer = PeerAddr("192.0.2.5:1".parse().unwrap());
+            sessions.begin(peer, |id| {
+                let task = tokio::spawn(std::future::pending::<()>());
+                let abort = task.abort_handle();
+                tasks.push((id, task));
+                abort
+            });
+        }
+        assert!(tasks.iter().all(|(id, _)| id % 2 == 0));
+        let bad = tasks[PAGE + 5].0;
+        let route = Route {
+            client: ClientAddr("203.0.113.7:1".parse().unwrap()),
+            target: TargetAddr("127.0.0.1:22".parse().unwrap()),
+            named: true,
+        };
+        sessions.introduce(bad, route);
+        let is_bad = |_, session: &Session| session.route.is_some();
+        assert_eq!(sessions.kill(EndedBy::Ban, is_bad), 1);
+        assert_eq!(sessions.kill(EndedBy::Kill, is_bad), 0, "it is ended once");
+        assert_eq!(sessions.ended_by(bad), Some(EndedBy::Ban));
+        assert_eq!(sessions.list().len(), tasks.len());
+        for (id, task) in tasks {
+            if id == bad {
+                assert!(task.await.unwrap_err().is_cancelled());
+            } else {
+                assert!(!task.is_finished());
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! `realpeer ctl ban`: at once, for open sessions and new ones, for its time, over restarts.
+
+mod support;
+
+use std::io::BufReader;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use support::ctl::ask_all;
+use support::datagrams::{Scene, assert_silent, every};
+use support::header::{LOCAL, UNSPEC, V2, v1};
+use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
+use support::streams::{assert_carries, assert_reset, send};
+use support::{Ctl, Stage, TempDir, wait_until};
+
+fn stage(ctl: &Ctl, more: &[&str]) -> Stage {
+    let path = ctl.path();
+    Stage::new(&[&["-control", &path, "-v", "2"], more].concat())
+}
+
+#[test]
+fn a_ban_ends_open_sessions_by_a_reset_and_refuses_new_ones() {
+    let ctl = Ctl::new();
+    let stage = stage(&ctl, &[]);
+    let bad = [stage.session(CLIENT), stage.session("203.0.113.7:40001")];
+    let bad6 = stage.session(CLIENT6);
+    let good = stage.session("203.0.113.8:40000");
+    assert_carries(&bad[0].near, &bad[0].far);
+
+    let said = ctl.ok("ban 203.0.113.7 -for 1h -reason too_many_log-ins");
+    assert_eq!(said, "203.0.113.7/32 banned, 2 connections ended");
+    for session in &bad {
+        assert_reset(&session.near);
+        assert_reset(&session.far);
+    }
+    let said = ctl.ok("ban 2001:db8:c::/48");
+    assert_eq!(said, "2001:db8:c::/48 banned, 1 connection ended");
+    assert_reset(&bad6.near);
+    assert_reset(&bad6.far);
+    assert_carries(&good.near, &good.far);
+
+    for (client, visited) in [(CLIENT, VISITED), (CLIENT6, VISITED6)] {
+        assert_reset(&stage.dial_and_send(v1(client, visited)));
+    }
+    stage.backend.assert_idle();
+    stage.backend6.assert_idle();
+    assert_eq!((ctl.count("banned"), ctl.count("killed")), (2, 3));
+    let line = stage.proxy.wait_for_line(r#""msg":"client banned""#);
+    assert!(
+        line.contains(r#""network":"203.0.113.7/32","seconds":3600"#),
+        "{line}"
+    );
+    let line = stage.proxy.wait_for_line(r#""end":"client banned""#);
+    assert!(line.contains(r#""bytesUp":5,"bytesDown":8"#), "{line}");
+    stage.proxy.wait_for_line("too_many_log-ins");
+
+    ctl.ok("unban 203.0.113.7");
+    stage.session("203.0.113.7:40002");
+}
+
+/// The header came before the ban, and its last byte after it.
+#[test]
+fn a_client_whose_header_was_on_its_way_is_caught_too() {
+    let ctl = Ctl::new();
+    let stage = stage(&ctl, &[]);
+    let header = v1(CLIENT, VISITED);
+    let (first, last) = header.split_at(header.len() - 1);
+    let near = stage.dial_and_send(first);
+    stage.wait_until_read(&near);
+    ctl.ok("ban 203.0.113.7");
+    send(&near, last);
+    assert_reset(&near);
+    stage.backend.assert_idle();
+}
+
+#[test]
+fn a_ban_ends_by_itself() {
+    let ctl = Ctl::new();
+    let stage = stage(&ctl, &[]);
+    ctl.ok("ban 203.0.113.7 -for 1s");
+    assert_reset(&stage.dial_and_send(v1(CLIENT, VISITED)));
+    stage.proxy.wait_for_line("ban ended");
+    stage.session(CLIENT);
+    assert_eq!(ctl.ok("-json bans"), r#"{"ok":true,"count":0}"#);
+}
+
+#[test]
+fn bans_are_kept_over_a_restart_even_after_a_crash() {
+    let ctl = Ctl::new();
+    let state = ctl.state();
+    let flags = ["-state-dir", state.to_str().expect("a path")];
+    let mut scene = stage(&ctl, &flags);
+    for words in [
+        "ban 203.0.113.0/25 -reason crash",
+        "ban 198.51.100.9 -for 1s",
+        "ban 192.0.2.77",
+        "unban 192.0.2.77",
+    ] {
+        ctl.ok(words);
+    }
+    scene.proxy.signal(Signal::SIGKILL);
+    scene.proxy.wait_for_exit();
+    // What has ended meanwhile is not there any more.
+    let ends = std::time::SystemTime::now() + std::time::Duration::from_secs(2);
+    wait_until("the short ban is over", || {
+        std::time::SystemTime::now() > ends
+    });
+
+    let stage = stage(&ctl, &flags);
+    assert_reset(&stage.dial_and_send(v1(CLIENT, VISITED)));
+    stage.session("198.51.100.9:40000");
+    let listed = ctl.ok("bans");
+    assert!(
+        listed.contains("203.0.113.0/25") && listed.contains("never") && listed.contains("crash")
+    );
+    assert_eq!(listed.lines().count(), 2, "{listed}");
+}
+
+#[test]
+fn nobody_bans_all_by_mistake() {
+    let ctl = Ctl::new();
+    let files = TempDir::new();
+    let allowed = files.file("balancers", "192.0.2.0/29\n2001:db8::5\n");
+    let stage = stage(&ctl, &["-allowed-subnets", &allowed]);
+    for network in [
+        "192.0.2.10",
+        "192.0.2.0/28",
+        "0.0.0.0/0",
+        "::/0",
+        "127.0.0.2",
+        "2001:db8::10",
+    ] {
+        ctl.refused(&format!("ban {network}"), "own address");
+    }
+    for network in ["192.0.2.5", "2001:db8::5", "192.0.2.4/30"] {
+        ctl.refused(&format!("ban {network}"), "allowed-subnets");
+    }
+    ctl.ok("ban 0.0.0.0/0 -force");
+    assert_reset(&stage.dial_and_send(v1(CLIENT, VISITED)));
+    ctl.refused("unban 203.0.113.7", "a part of 0.0.0.0/0");
+    ctl.refused("unban 2001:db8::77", "is not banned");
+}
+
+#[test]
+fn a_ban_for_one_listener_holds_there() {
+    let ctl = Ctl::new();
+    let stage = stage(&ctl, &["-name", "ssh"]);
+    ctl.refused("ban 203.0.113.7 -listener web", "web");
+    ctl.ok("ban 203.0.113.7 -listener ssh");
+    assert_reset(&stage.dial_and_send(v1(CLIENT, VISITED)));
+    assert!(ctl.ok("bans").contains("ssh"));
+    ctl.ok("unban 203.0.113.7 -listener ssh");
+    stage.session(CLIENT);
+}
+
+#[test]
+fn a_hundred_thousand_bans_are_taken_kept_and_looked_up() {
+    const BANS: u32 = 100_000;
+    let ctl = Ctl::new();
+    let state = ctl.state();
+    let flags = ["-state-dir", state.to_str().expect("a path")];
+    let mut scene = stage(&ctl, &flags);
+    let mut socket = BufReader::new(ctl.connect());
+    let ban = |n: u32| {
+        let [_, b, c, d] = n.to_be_bytes();
+        json!({"do": "ban", "network": format!("10.{b}.{c}.{d}"), "for": 86400}).to_string()
+    };
+    for batch in (0..BANS).collect::<Vec<_>>().chunks(500) {
+        let requests: Vec<String> = batch.iter().map(|n| ban(*n)).collect();
+        ask_all(&mut socket, &requests);
+    }
+    drop(socket);
+    scene.assert_serves();
+    scene.proxy.signal(Signal::SIGTERM);
+    assert_eq!(scene.proxy.exit_code(), 0);
+
+    let stage = stage(&ctl, &flags);
+    assert_reset(&stage.dial_and_send(v1("10.1.134.159:40000", VISITED)));
+    stage.session("10.1.134.160:40000");
+    assert_eq!(ctl.ok("-json bans").lines().count(), BANS as usize + 1);
+}
+
+/// A datagram of a banned client goes nowhere, and neither does the backend's answer to earlier
+/// ones.
+#[test]
+fn a_ban_ends_udp_flows_too() {
+    let ctl = Ctl::new();
+    let path = ctl.path();
+    let scene = Scene::new(&["-control", &path, "-v", "2"]);
+    let near = scene.socket();
+    let seen = scene.pass(&near, CLIENT, b"before");
+    scene.converse(&near, "203.0.113.8:40000");
+    ctl.ok("ban 203.0.113.7");
+    scene.backend.send_to(b"late answer", seen).expect("send");
+    near.send(&every(CLIENT, b"after")).expect("send");
+    scene.proxy.wait_for_line(r#""end":"client banned""#);
+    scene.proxy.wait_for_line("is banned: 203.0.113.7/32");
+    // What comes next is the other client's, both ways.
+    scene.converse(&near, "203.0.113.8:40000");
+    assert_silent(&near);
+    assert_silent(&scene.backend);
+    ctl.ok("unban 203.0.113.7");
+    scene.converse(&near, CLIENT);
+}
+
+#[test]
+fn health_checks_over_udp_outlive_a_ban_on_the_load_balancer() {
+    let ctl = Ctl::new();
+    let path = ctl.path();
+    let scene = Scene::new(&["-control", &path]);
+    let near = scene.socket();
+    for ban in ["ban 192.0.2.5 -force", "ban 192.0.2.0/24 -force"] {
+        ctl.ok(ban);
+        near.send(
+            &[
+                V2::new(LOCAL, UNSPEC, Vec::new()).bytes(),
+                b"alive?".to_vec(),
+            ]
+            .concat(),
+        )
+        .expect("send");
+        scene.expect("192.0.2.5:1", b"alive?");
+    }
+}
