@@ -16,6 +16,7 @@
 
 pub mod addr;
 pub mod admission;
+pub mod ban_relay;
 pub mod bans;
 pub mod cli;
 pub mod config;

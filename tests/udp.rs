@@ -394,11 +394,8 @@ fn the_flow_idle_for_longest_makes_room() {
     scene.proxy.wait_for_line("see -max-flows");
     // More clients than flows in one burst: what belongs to one never reaches another.
     for i in 0..60 {
-        near.send(&every(
-            &client(i + 1),
-            format!("{}", client(i + 1)).as_bytes(),
-        ))
-        .unwrap();
+        near.send(&every(&client(i + 1), client(i + 1).to_string().as_bytes()))
+            .unwrap();
     }
     for _ in 0..60 {
         let (payload, from) = receive(&scene.backend);
