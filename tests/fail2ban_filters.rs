@@ -143,23 +143,11 @@ fn the_jails_are_understood() {
         "realpeer-botsearch-traefik",
         "realpeer",
     ];
-    let on: String = names
-        .iter()
-        .map(|name| format!("[{name}]\nenabled = true\n"))
-        .collect();
-    // Files that need not be here: what matters is what the jails say.
+    // The log files need not be here: what matters is what the jails say.
     let log = data("traefik.log");
-    let files = [
-        "realpeer-sshd-file",
-        "realpeer-botsearch",
-        "realpeer-botsearch-traefik",
-        "realpeer",
-    ];
-    let logs: String = files
-        .iter()
-        .map(|name| format!("[{name}]\nlogpath = {log}\n"))
-        .collect();
-    let configuration = Configuration::new(&(on + &logs));
+    let turned_on = |name: &&str| format!("[{name}]\nenabled = true\nlogpath = {log}\n");
+    let on: String = names.iter().map(turned_on).collect();
+    let configuration = Configuration::new(&on);
     let dump = host.run(&["fail2ban-client", "-c", &configuration.path(), "--dp"]);
     for name in names {
         assert!(

@@ -15,9 +15,7 @@ impl Configuration {
     pub fn new(jails: &str) -> Configuration {
         let directory = TempDir::new();
         let etc = Path::new("/etc/fail2ban");
-        for name in ["fail2ban.conf", "jail.conf"] {
-            fs::copy(etc.join(name), directory.path(name)).expect("copy fail2ban's files");
-        }
+        copy_files(etc, &directory.path(""));
         for part in ["action.d", "filter.d", "jail.d"] {
             fs::create_dir(directory.path(part)).expect("make a directory");
             let ours = repository("packaging/fail2ban").join(part);
