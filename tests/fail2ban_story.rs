@@ -80,7 +80,7 @@ impl Scene {
         let flags = [
             "ban-relay",
             "-l",
-            "192.0.2.5:8000",
+            "192.0.2.5:8100",
             "-token-file",
             &token,
             "-allowed-subnets",
@@ -104,7 +104,7 @@ impl Scene {
             bantime = {BAN_TIME}
             usedns = no
             action = realpeer[options=\"-control {}\", realpeer={}]
-                     realpeer-ingress[url=http://192.0.2.5:8000/, tokenfile={}]
+                     realpeer-ingress[url=http://192.0.2.5:8100/, tokenfile={}]
             ",
             self.ctl.path(),
             Program::Realpeer.path(),
@@ -145,7 +145,7 @@ impl Scene {
             &header,
             "--data",
             &body,
-            "http://192.0.2.5:8000/",
+            "http://192.0.2.5:8100/",
         ]);
         assert!(said.contains(r#""done":"unbanned""#), "{said}");
     }
@@ -220,7 +220,10 @@ fn a_bot_at_sshd_is_banned_at_the_server_and_at_the_ingress_for_its_time() {
     }
     fail2ban.wait_for_ban(BOT);
     ingress.wait_for_ban(BOT);
-    wait_until("realpeer bans it too", || scene.bans().contains(BOT));
+    let ruleset = || scene.ingress.run(&["nft", "list", "ruleset"]);
+    wait_until("both have carried it out", || {
+        scene.bans().contains(BOT) && ruleset().contains(BOT)
+    });
     assert!(
         scene.bans().contains("fail2ban: realpeer-sshd-file"),
         "{}",
@@ -259,7 +262,8 @@ fn a_bot_at_a_web_server_behind_haproxy_is_banned_in_an_nft_set() {
     let sets = "table inet filter {
         set banned { type ipv4_addr; flags timeout; }
         set banned6 { type ipv6_addr; flags timeout; }
-        chain input { type filter hook input priority 0; ip saddr @banned drop; ip6 saddr @banned6 drop; } }";
+        chain input { type filter hook input priority 0; ip saddr @banned drop; ip6 saddr @banned6 drop; }
+        }";
     scene
         .ingress
         .run(&["nft", "-f", &scene.files.file("sets.nft", sets)]);

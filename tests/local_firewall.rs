@@ -15,7 +15,9 @@ fn ban(stage: &Stage, how: &str) {
         &format!(
             "table inet f2b {{ chain input {{ type filter hook input priority -1;
              ip saddr 203.0.113.7 tcp dport 9000 {how}
-             ip6 saddr 2001:db8:c::7 tcp dport 9000 {how} }} }}"
+             ip6 saddr 2001:db8:c::7 tcp dport 9000 {how}
+             }}
+ }}"
         ),
     );
     stage.server.run(&["nft", "-f", &rules]);
@@ -114,7 +116,7 @@ fn the_doctor_names_a_rule_that_accepts_all_of_lo() {
     };
     assert!(!doctor().contains("lo-accepted"));
     let files = TempDir::new();
-    let rules = "table inet ufw { chain before-input { iifname \"lo\" counter accept }\nchain input { type filter hook input priority 0; jump before-input; } }";
+    let rules = "table inet ufw { chain before-input { iifname \"lo\" counter accept\n}\nchain input { type filter hook input priority 0; jump before-input;\n}\n}";
     stage
         .server
         .run(&["nft", "-f", &files.file("ufw.nft", rules)]);
