@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::stage::wire;
 use support::streams::assert_turned_away;
-use support::{Host, Program, Running, TempDir, wait_until};
+use support::{Host, Program, Running, TempDir, repository, wait_until};
 
 const TOKEN: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQ";
 const RELAY: &str = "192.0.2.10:8000";
@@ -163,6 +163,32 @@ fn an_nft_ban_ends_by_itself() {
     scene.change("ban", "203.0.113.9");
     scene.change("ban", "203.0.113.9");
     wait_until("the ban has ended", || scene.bans() == json!([]));
+}
+
+/// The unit's capability is enough for the sets, for a user without any other privilege.
+#[test]
+fn the_units_capability_is_enough() {
+    let unit = fs::read_to_string(repository("packaging/systemd/realpeer-ban-relay.service"))
+        .expect("the unit file");
+    for line in [
+        "AmbientCapabilities=CAP_NET_ADMIN",
+        "CapabilityBoundingSet=CAP_NET_ADMIN",
+    ] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
+    let start = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="));
+    assert!(start.is_some_and(|start| start.contains("-exec nft:inet/filter/banned")));
+    let caps = "=-all,+net_admin";
+    let sets = ["inh-caps", "ambient-caps", "bounding-set"].map(|set| format!("--{set}{caps}"));
+    let mut wrapper = vec!["setpriv", "--no-new-privs", &sets[0], &sets[1], &sets[2]];
+    if nix::unistd::getuid().is_root() {
+        wrapper.extend(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    }
+    let scene = Scene::under(&wrapper, &["-exec", "nft:inet/filter/banned"]);
+    assert_eq!(scene.change("ban", "203.0.113.9").1["done"], "banned");
+    assert_eq!(scene.bans()[0]["target"], "203.0.113.9");
 }
 
 #[test]

@@ -4,11 +4,15 @@
 mod support;
 
 use support::header::v1;
-use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
-use support::streams::{assert_closed, assert_reset, send};
-use support::{Ctl, Program, Stage, TempDir};
+use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
+use support::streams::{assert_carries, assert_closed, assert_reset, send};
+use support::{Backend, Host, Program, Stage, TempDir};
 
 fn ban(stage: &Stage, how: &str) {
+    reject(&stage.server, how);
+}
+
+fn reject(host: &Host, how: &str) {
     let files = TempDir::new();
     let rules = files.file(
         "ban.nft",
@@ -20,7 +24,7 @@ fn ban(stage: &Stage, how: &str) {
  }}"
         ),
     );
-    stage.server.run(&["nft", "-f", &rules]);
+    host.run(&["nft", "-f", &rules]);
 }
 
 #[test]
@@ -87,16 +91,46 @@ fn a_reset_is_a_closed_port_as_ever() {
         .wait_for_line("refused the connection: is it running");
 }
 
-/// A connection that takes its time is not disturbed: the reject's messages are asked for only
-/// until the answer comes.
+/// Its reject comes later, when nothing waits in connect(2) any more; and a connection that takes
+/// its time is carried as any other.
 #[test]
-fn a_backend_on_another_host_is_reached_and_its_firewall_told() {
-    let ctl = Ctl::new();
-    let stage = Stage::new(&["-v", "1", "-control", &ctl.path()]);
-    let near = stage.dial();
+fn a_firewall_on_the_backends_own_host_is_told_too() {
+    let (backend_host, server) = wire();
+    for route in [
+        "203.0.113.0/24 via 192.0.2.10",
+        "198.51.100.0/24 via 192.0.2.10",
+    ] {
+        let words: Vec<&str> = ["ip", "route", "add"]
+            .into_iter()
+            .chain(route.split(' '))
+            .collect();
+        backend_host.run(&words);
+    }
+    server.sysctl("ipv4/ip_forward", "1");
+    let backend = Backend::listen(&backend_host, "192.0.2.5:9000");
+    let flags = [
+        "-l",
+        "0.0.0.0:2222",
+        "-4",
+        "192.0.2.5:9000",
+        "-v",
+        "1",
+        "-connect-timeout",
+        "10m",
+    ];
+    let proxy = Program::Realpeer.start(&server, &flags);
+
+    let near = backend_host.dial("192.0.2.10:2222");
+    send(&near, v1("198.51.100.8:40000", VISITED));
+    let (far, from) = backend.accept();
+    assert_eq!(from.to_string(), "198.51.100.8:40000");
+    assert_carries(&near, &far);
+
+    reject(&backend_host, "reject");
+    let near = backend_host.dial("192.0.2.10:2222");
     send(&near, v1(CLIENT, VISITED));
-    let (far, _) = stage.backend.accept();
-    support::streams::assert_carries(&near, &far);
+    assert_reset(&near);
+    proxy.wait_for_line("refused by a distant firewall");
 }
 
 #[test]
