@@ -49,6 +49,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         &mut signals,
     )
     .await;
+    let restored = routing.restored();
+    if restored > 0 {
+        tracing::info!(restored, "routing was put back while the proxy ran");
+    }
     routing.remove().await;
     result
 }
@@ -213,7 +217,7 @@ fn refuse_loops(settings: &Settings, destinations: &Destinations) -> Result<()> 
         ("-4", targets.v4_given, targets.v4.into()),
         ("-6", targets.v6_given, targets.v6.into()),
     ] {
-        if given && destinations.is_listener(TargetAddr(target), sys::socket::is_local) {
+        if given && destinations.is_listener(TargetAddr(target), sys::interfaces::is_local) {
             bail!(
                 "{flag} {target} is the address realpeer itself listens on (-l {}): connections would loop",
                 settings.listen

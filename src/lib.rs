@@ -9,6 +9,8 @@
 //!                   peer speak?) client)   where to go)    that name)  ways)        happened)
 //! ```
 //!
+//! UDP goes the same way, by the batch: see [`udp`].
+//!
 //! A module may use what stands to its right, and nothing to its left. [`daemon`] starts and stops
 //! everything and is the only one that knows everybody; [`proxy`] is what connections share.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which

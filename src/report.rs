@@ -99,4 +99,15 @@ mod tests {
         assert_eq!(reporter.due_at(Count::TooManyConnections, now), None);
         assert_eq!(reporter.due_at(Count::Silent, now), None);
     }
+
+    #[test]
+    fn of_datagrams_each_kind_is_said_once_a_second() {
+        let reporter = Reporter::new(Verbosity::All, Protocol::Udp);
+        let start = Instant::now();
+        let at = |ms| reporter.due_at(Count::HeaderBad, start + Duration::from_millis(ms));
+        assert_eq!(
+            [at(0), at(1), at(999), at(1000)],
+            [Some(0), None, None, Some(2)]
+        );
+    }
 }

@@ -158,6 +158,14 @@ fn a_running_proxy_is_healthy_and_keeps_its_port() {
     assert_ne!(stage.backend.accept().1, addr("203.0.113.99:9999"));
     assert_ne!(stage.backend6.accept().1, addr("203.0.113.99:9999"));
     stage.assert_serves();
+    // The probe's own rules, in front of the proxy's for a moment, were none of its business.
+    assert!(
+        !stage
+            .proxy
+            .stdout()
+            .iter()
+            .any(|line| line.contains("another program removed"))
+    );
 }
 
 #[test]
@@ -172,11 +180,21 @@ fn a_machine_with_mark_accept_is_healthy() {
 #[test]
 fn a_container_whose_replies_pass_here_is_healthy() {
     let (container, host) = container();
-    let _backend = Backend::listen(&container, "192.0.2.5:9000");
+    let backend = Backend::listen(&container, "192.0.2.5:9000");
     let answer = doctor(&host, &["-4", "192.0.2.5:9000", "-probe-remote"]);
     answer.assert_healthy();
     answer.assert_has("probe", "ok");
     // A probe leaves the host only when told to.
+    assert!(
+        backend
+            .accept()
+            .1
+            .ip()
+            .to_string()
+            .starts_with("203.0.113.")
+    );
+    doctor(&host, &["-4", "192.0.2.5:9000"]);
+    backend.assert_idle();
     host.sysctl("ipv4/ip_forward", "1");
     let answer = doctor(&host, &["-4", "192.0.2.5:9001"]);
     answer.assert_healthy();
@@ -330,6 +348,17 @@ fn table_in_use() {
     server
         .doctor()
         .assert_names("table-in-use", &["fwmark 0x7 lookup 123"]);
+}
+
+#[test]
+fn the_table_of_routing_up_in_use() {
+    let server = Server::bare();
+    server.sh("ip route add blackhole 10.9.0.0/16 table 8192");
+    let answer = doctor(&server.host, &["-4", "127.0.0.1:9000", "-routing", "off"]);
+    answer.assert_has("table-in-use", "failed");
+    assert_eq!(answer.with_status("failed").len(), 1);
+    // A running proxy finds another table.
+    server.doctor().assert_healthy();
 }
 
 #[test]

@@ -7,18 +7,23 @@ use std::net::TcpStream;
 
 use support::header::{self, V2, v1, v2};
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
-use support::streams::{assert_carries, assert_closed, finish_sending, receive, receive_all, send};
+use support::streams::{
+    assert_carries, assert_closed, finish_sending, has_ended, receive, receive_all, send,
+};
 use support::{Session, Stage, addr, vitals, wait_until};
+
+/// For headers that come slowly on a loaded machine, and to show that a close waited for nothing.
+const PATIENT: [&str; 2] = ["-header-timeout", "1h"];
 
 #[test]
 fn a_v1_header_may_be_split_anywhere() {
-    let stage = Stage::new(&[]);
+    let stage = Stage::new(&PATIENT);
     split_everywhere(&stage, |port| v1(&format!("203.0.113.7:{port}"), VISITED));
 }
 
 #[test]
 fn a_v2_header_may_be_split_anywhere() {
-    let stage = Stage::new(&[]);
+    let stage = Stage::new(&PATIENT);
     split_everywhere(&stage, |port| {
         v2(&format!("203.0.113.7:{port}"), VISITED)
             .tlv(header::AUTHORITY, b"example")
@@ -46,7 +51,7 @@ fn split_everywhere(stage: &Stage, header: impl Fn(u16) -> Vec<u8>) {
 
 #[test]
 fn a_header_may_come_byte_by_byte() {
-    let stage = Stage::new(&[]);
+    let stage = Stage::new(&PATIENT);
     for header in [v1(CLIENT, VISITED), v2(CLIENT6, VISITED6).bytes()] {
         let near = stage.dial();
         near.set_nodelay(true).expect("set TCP_NODELAY");
@@ -99,7 +104,7 @@ fn the_longest_v2_header_is_read() {
 
 #[test]
 fn nothing_reaches_the_backend_before_the_header_is_whole() {
-    let stage = Stage::new(&[]);
+    let stage = Stage::new(&PATIENT);
     let header = v2(CLIENT, VISITED).tlv(header::NOOP, b"padding").bytes();
     let (last, rest) = header.split_last().expect("a header has bytes");
     let near = stage.dial_and_send(rest);
@@ -147,7 +152,7 @@ fn a_checksum_in_the_middle_covers_the_whole_header() {
 
 #[test]
 fn a_tlv_that_runs_past_the_header_ends_the_connection() {
-    let stage = Stage::new(&["-header-timeout", "1h"]);
+    let stage = Stage::new(&PATIENT);
     for tail in [
         [header::NOOP, 0, 1].as_slice(),
         &[header::AUTHORITY, 0xFF, 0xFF, 1],
@@ -262,7 +267,7 @@ fn all_ports_are_legal() {
 
 #[test]
 fn a_bad_header_is_closed_at_once_without_waiting_for_more() {
-    let stage = Stage::new(&["-header-timeout", "1h"]);
+    let stage = Stage::new(&PATIENT);
     let long = format!("PROXY UNKNOWN {}", "x".repeat(93));
     assert_eq!(long.len(), 107);
     let mut bad: Vec<Vec<u8>> = [
@@ -319,21 +324,10 @@ fn a_bad_header_is_closed_at_once_without_waiting_for_more() {
     for header in &bad {
         let near = stage.dial_and_send(header);
         let what = String::from_utf8_lossy(header).into_owned();
-        wait_until(&format!("{what:?} is closed"), || is_closed(&near));
+        wait_until(&format!("{what:?} is closed"), || has_ended(&near));
     }
     stage.backend.assert_idle();
     stage.backend6.assert_idle();
-}
-
-/// Whether the other side has ended the connection, asked without waiting.
-fn is_closed(near: &TcpStream) -> bool {
-    near.set_nonblocking(true)
-        .expect("make a stream non-blocking");
-    match near.peek(&mut [0]) {
-        Ok(0) => true,
-        Ok(_) => panic!("a byte came where the connection should be closed"),
-        Err(e) => e.kind() != std::io::ErrorKind::WouldBlock,
-    }
 }
 
 #[test]
@@ -358,7 +352,6 @@ fn a_header_must_come_in_time() {
     assert_closed(&stage.dial());
     assert_closed(&stage.dial_and_send("PROXY TCP4 203.0.113.7"));
     stage.backend.assert_idle();
-    stage.assert_serves();
 }
 
 #[test]
@@ -367,7 +360,7 @@ fn thousands_of_silent_peers_cost_little_memory() {
     // A page each; the kernel's share of a connection is not counted.
     const MOST: usize = PEERS * 4096;
     vitals::allow_many_descriptors();
-    let stage = Stage::new(&["-header-timeout", "1h"]);
+    let stage = Stage::new(&PATIENT);
     stage.assert_serves();
     let before = vitals::memory(&stage.proxy);
     let half_a_header = &v2(CLIENT, VISITED).fill_to(1_000).bytes()[..500];
@@ -390,7 +383,7 @@ fn thousands_of_silent_peers_cost_little_memory() {
 
 #[test]
 fn a_session_outlives_the_header_timeout() {
-    let stage = Stage::new(&["-header-timeout", "200ms"]);
+    let stage = Stage::new(&["-header-timeout", "2s"]);
     let Session { near, far } = stage.session(CLIENT);
     // A peer that comes later is closed for its silence; by then the session's time has run too.
     assert_closed(&stage.dial());

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use support::header::v1;
 use support::stage::{CLIENT, PROXY, VISITED};
-use support::streams::{assert_carries, assert_closed, assert_turned_away, receive, send};
+use support::streams::{
+    assert_carries, assert_closed, assert_turned_away, has_ended, receive, send,
+};
 use support::{Host, Program, Session, Stage, addr, vitals, wait_until};
 
 #[test]
@@ -230,16 +232,6 @@ fn try_session(stage: &Stage, client: &str) -> Option<Session> {
     let (far, from) = stage.backend.accept_unless(|| has_ended(&near))?;
     assert_eq!(from, addr(client));
     Some(Session { near, far })
-}
-
-/// Whether the other side has ended the connection, asked without waiting.
-fn has_ended(near: &TcpStream) -> bool {
-    near.set_nonblocking(true)
-        .expect("make a stream non-blocking");
-    let ended =
-        !matches!(near.peek(&mut [0]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock);
-    near.set_nonblocking(false).expect("make a stream blocking");
-    ended
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -14,7 +15,7 @@ use support::stage::{CLIENT, VISITED};
 use support::streams::{
     assert_carries, assert_closed, assert_reset, finish_sending, receive, receive_all, reset, send,
 };
-use support::{Session, Stage, vitals, wait_until};
+use support::{Program, Session, Stage, TempDir, vitals, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -64,6 +65,36 @@ fn bulk_passes_where_pipes_run_out_in_the_middle() {
             scope.spawn(|| exchange(&session.near, &session.far, 8 * MIB));
         }
     });
+}
+
+#[test]
+fn bulk_is_spliced_and_small_messages_are_not() {
+    let directory = TempDir::new();
+    let trace = directory.path("trace").display().to_string();
+    let strace = [
+        "strace",
+        "-D",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=splice",
+        "-o",
+        &trace,
+    ];
+    let stage = Stage::under(Program::Realpeer, &strace, &[]);
+    let Session { near, far } = stage.session(CLIENT);
+    let splices = || {
+        fs::read_to_string(&trace)
+            .expect("strace writes")
+            .matches("splice(")
+            .count()
+    };
+    for _ in 0..100 {
+        assert_carries(&near, &far);
+    }
+    assert_eq!(splices(), 0);
+    exchange(&near, &far, 4 * MIB);
+    wait_until("splices are traced", || splices() > 0);
 }
 
 #[test]
@@ -312,7 +343,7 @@ fn an_idle_connection_holds_two_descriptors() {
     const SESSIONS: usize = 50;
     let stage = Stage::new(&[]);
     let before = vitals::descriptors(&stage.proxy);
-    let sessions = idle_sessions(&stage, SESSIONS);
+    let sessions = idle_sessions(&stage, 40_000, SESSIONS);
     wait_until("each connection holds two descriptors", || {
         vitals::descriptors(&stage.proxy) == before + 2 * SESSIONS
     });
@@ -330,9 +361,9 @@ fn an_idle_connection_holds_no_buffer() {
     const SESSIONS: usize = 400;
     vitals::allow_many_descriptors();
     let stage = Stage::new(&[]);
-    drop(idle_sessions(&stage, 10));
+    drop(idle_sessions(&stage, 50_000, 10));
     let before = vitals::memory(&stage.proxy);
-    let sessions = idle_sessions(&stage, SESSIONS);
+    let sessions = idle_sessions(&stage, 40_000, SESSIONS);
     for session in &sessions {
         exchange(&session.near, &session.far, MIB / 4);
     }
@@ -342,9 +373,10 @@ fn an_idle_connection_holds_no_buffer() {
     });
 }
 
-fn idle_sessions(stage: &Stage, count: usize) -> Vec<Session> {
+/// Sessions of clients that no other test line uses, from this port of theirs on.
+fn idle_sessions(stage: &Stage, first_port: usize, count: usize) -> Vec<Session> {
     let open = |number| {
-        let session = stage.session(&format!("203.0.113.7:{}", 40_000 + number));
+        let session = stage.session(&format!("203.0.113.7:{}", first_port + number));
         assert_carries(&session.near, &session.far);
         session
     };

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::{
-    Backend, DEADLINE, Host, Program, Running, Stage, addr, header, stage, streams, wait_until,
+    Backend, DEADLINE, Host, Program, Running, Stage, addr, datagrams, header, stage, streams,
+    wait_until,
 };
 
 const CLIENT: &str = "203.0.113.7:40000";
@@ -225,6 +226,26 @@ fn what_another_program_removes_is_back_within_a_second() {
     streams::assert_carries(&session.near, &session.far);
     stage.assert_serves();
     stage.proxy.wait_for_line("another program removed");
+    stage.proxy.signal(Signal::SIGTERM);
+    let counted = stage.proxy.wait_for_line("routing was put back while");
+    assert!(counted.contains(r#""restored":"#), "{counted}");
+}
+
+#[test]
+fn an_address_that_comes_later_gets_its_way() {
+    let (_neighbour, host) = server();
+    host.add_address("192.0.2.77/32", "lo");
+    let with_address = state(&host);
+    host.run(&["ip", "address", "del", "192.0.2.77/32", "dev", "lo"]);
+    let flags = ["-l", "127.0.0.1:2222", "-4", "192.0.2.77:9000"];
+    let proxy = Program::Realpeer.start(&host, &flags);
+    proxy.wait_for_line("192.0.2.77:9000 come back by table 8193 (socket way)");
+    host.add_address("192.0.2.77/32", "lo");
+    let backend = Backend::listen(&host, "192.0.2.77:9000");
+    proxy.wait_for_line("192.0.2.77:9000 come back by table 8193 (mark way)");
+    assert_serves(&host, "127.0.0.1:2222", &backend, CLIENT);
+    stop(proxy);
+    assert_eq!(state(&host), with_address);
 }
 
 #[test]
@@ -330,6 +351,21 @@ fn an_exit_takes_away_neither_ups_rules_nor_another_proxys() {
         rules.contains("lookup 8193") && rules.contains("lookup 8194"),
         "{rules}"
     );
+    // Each looks after its own, whichever comes first, and leaves the other's in front alone.
+    let repairs = |proxy: &Running| {
+        let lines = proxy.stdout();
+        lines
+            .iter()
+            .filter(|line| line.contains("in place again"))
+            .count()
+    };
+    host.run(&["ip", "rule", "del", "lookup", "8194"]);
+    wait_until("the second repairs its own", || repairs(&second) == 1);
+    host.run(&["ip", "rule", "del", "lookup", "8193"]);
+    wait_until("the first repairs its own", || repairs(&first) == 1);
+    host.run(&["ip", "rule", "del", "lookup", "8194"]);
+    wait_until("the second does so again", || repairs(&second) == 2);
+    assert_eq!(repairs(&first), 1);
     stop(first);
     let rules = host.run(&["ip", "rule"]);
     assert!(
@@ -535,6 +571,54 @@ fn a_mode_that_cannot_work_is_refused() {
     }
     routing(&host, &["up", "-routing-mode", "mark"]);
     assert!(host.run(&["ip", "rule"]).contains("fwmark 0x2000"));
+}
+
+#[test]
+fn udp_backends_answer_through_the_proxy_wherever_they_are() {
+    let (container, host) = server();
+    container.run(&["ip", "-4", "route", "add", "default", "via", "192.0.2.10"]);
+    container.run(&["ip", "-6", "route", "add", "default", "via", "2001:db8::10"]);
+    let before = state(&host);
+    for (backend_host, bind, target, way) in [
+        (&host, "127.0.0.1:5300", "127.0.0.1:5300", "loopback"),
+        (&host, "[::1]:5300", "[::1]:5300", "loopback"),
+        (&host, "0.0.0.0:5300", "127.0.0.1:5300", "udp-port"),
+        (&host, "[::]:5300", "[::1]:5300", "udp-port"),
+        (&host, "192.0.2.10:5300", "192.0.2.10:5300", "udp-port"),
+        (&host, "0.0.0.0:5300", "192.0.2.10:5300", "udp-port"),
+        (&host, "[::]:5300", "[2001:db8::10]:5300", "udp-port"),
+        (&container, "192.0.2.5:5300", "192.0.2.5:5300", "socket"),
+        (
+            &container,
+            "[2001:db8::5]:5300",
+            "[2001:db8::5]:5300",
+            "socket",
+        ),
+    ] {
+        let backend = datagrams::open(backend_host, bind);
+        let (flag, client) = match addr(target).is_ipv4() {
+            true => ("-4", CLIENT),
+            false => ("-6", CLIENT6),
+        };
+        let proxy = datagrams::start(&host, &[flag, target]);
+        let line = format!("replies of {target} come back by table 8193 ({way} way)");
+        proxy.wait_for_line(&line);
+        let direct_clients_lose = proxy
+            .stdout()
+            .iter()
+            .any(|l| l.contains("gets no reply now"));
+        assert_eq!(direct_clients_lose, way == "udp-port");
+        let near = datagrams::open(&container, "0.0.0.0:0");
+        near.connect(addr("192.0.2.10:2222")).expect("connect");
+        near.send(&datagrams::every(client, b"there"))
+            .expect("send");
+        let (payload, from) = datagrams::receive(&backend);
+        assert_eq!((&payload[..], from), (&b"there"[..], addr(client)));
+        backend.send_to(b"and back", from).expect("answer");
+        assert_eq!(datagrams::receive(&near).0, b"and back", "{bind} {target}");
+        stop(proxy);
+        assert_eq!(state(&host), before);
+    }
 }
 
 #[test]

@@ -243,7 +243,17 @@ fn the_flags_target_counts_when_the_headers_destination_is_not_asked_for() {
 
 #[test]
 fn the_listener_itself_is_refused_as_a_dynamic_destination() {
-    let stage = Stage::new(&["-l", "[::]:2222", "-dynamic-destination", "-v", "1"]);
+    // A connection that loops is silent, and must not be closed for that.
+    let flags = [
+        "-l",
+        "[::]:2222",
+        "-dynamic-destination",
+        "-v",
+        "1",
+        "-header-timeout",
+        "1h",
+    ];
+    let stage = Stage::new(&flags);
     for (client, own) in [
         (CLIENT, PROXY),
         (CLIENT, "127.0.0.1:2222"),
@@ -291,7 +301,15 @@ fn the_listener_itself_is_refused_as_a_target_that_was_not_asked_for() {
     // -4 and -6 have defaults, which here are the listener: it may serve the other family.
     let server = Host::new("server");
     let backend = Backend::listen(&server, "[::1]:9000");
-    let flags = ["-l", "0.0.0.0:443", "-6", "[::1]:9000"];
+    // A connection that loops is silent, and must not be closed for that.
+    let flags = [
+        "-l",
+        "0.0.0.0:443",
+        "-6",
+        "[::1]:9000",
+        "-header-timeout",
+        "1h",
+    ];
     let _proxy = Program::Realpeer.start(&server, &flags);
     let near = server.dial("127.0.0.1:443");
     send(&near, v1(CLIENT, VISITED));

@@ -2,11 +2,12 @@
 
 mod support;
 
+use std::fs;
 use std::net::UdpSocket;
 
 use support::datagrams::{open, receive};
 use support::stage::row;
-use support::{Program, TempDir, addr};
+use support::{Program, TempDir, addr, repository};
 
 /// What dnsmasq answers.
 const ANSWER: [u8; 4] = [198, 51, 100, 77];
@@ -56,14 +57,11 @@ fn play(client_ip: &str, balancer_address: &str, proxy_address: &str) {
     );
     proxy.wait_for_line("listening");
 
+    let example = fs::read_to_string(repository("examples/ingress/dnsdist.conf")).unwrap();
     let directory = TempDir::new();
     let configuration = directory.file(
         "dnsdist.conf",
-        &format!(
-            "setLocal('{balancer_address}')
-            setACL({{'0.0.0.0/0', '::/0'}})
-            newServer({{address='{proxy_address}', useProxyProtocol=true}})"
-        ),
+        &example.replace("192.0.2.10:5300", proxy_address),
     );
     let dnsdist = balancer.spawn(&[
         "dnsdist",

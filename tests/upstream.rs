@@ -207,7 +207,7 @@ fn small_writes_are_not_held_back() {
 
 #[test]
 fn a_backend_that_does_not_answer_is_given_up_in_time() {
-    let stage = Stage::new(&["-connect-timeout", "300ms", "-v", "1"]);
+    let stage = Stage::new(&["-connect-timeout", "200ms", "-v", "1"]);
     drop_what_goes_to(&stage.server, 9000);
     assert_closed(&stage.dial_and_send(v1(CLIENT, VISITED)));
     // The second SYN goes out after a second: by then we had given up.
@@ -215,7 +215,7 @@ fn a_backend_that_does_not_answer_is_given_up_in_time() {
     stage
         .proxy
         .wait_for("line about the silent backend", |line| {
-            line.contains("127.0.0.1:9000") && line.contains("300ms")
+            line.contains("127.0.0.1:9000") && line.contains("200ms")
         });
     stage.server.run(&["nft", "delete table inet watch"]);
     stage.assert_serves();

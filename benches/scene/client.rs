@@ -54,8 +54,13 @@ pub fn dial(to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Sends all bytes.
-pub fn send(mut stream: &TcpStream, bytes: &[u8]) {
-    stream.write_all(bytes).expect("send");
+pub fn send(stream: &TcpStream, bytes: &[u8]) {
+    try_send(stream, bytes).expect("send");
+}
+
+/// As `send`, where the other side may be gone.
+pub fn try_send(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)
 }
 
 /// Receives as many bytes as the buffer holds; an error if the other side ends before.

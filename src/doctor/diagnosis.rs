@@ -130,27 +130,35 @@ pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
     })
 }
 
-/// The answer about a way that nobody has put in, and the proxy will not either.
-pub fn missing(target: &Target, other_family_is_fine: bool, why: &str) -> Check {
+/// The answer about a way that nobody has put in, and the proxy will not either: it was told not
+/// to, or it lacks the capability.
+pub fn missing(target: &Target, other_family_is_fine: bool, told_not_to: bool) -> Check {
     let (family, at) = (target.need.family(), target.need.target);
+    let (why, fix) = match told_not_to {
+        true => ("", target.up()),
+        false => (
+            ", and putting it in needs CAP_NET_ADMIN",
+            format!(
+                "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW in the unit, or once as root: {}",
+                target.up()
+            ),
+        ),
+    };
     let (id, found) = if other_family_is_fine {
-        let other = if family == Family::V4 {
-            Family::V6
-        } else {
-            Family::V4
+        let other = match family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
         };
         let found = format!(
             "{other} has its policy rule, {family} has none: the replies of {at} do not come back{why}"
         );
         ("one-family-missing", found)
     } else {
-        (
-            "no-rule",
-            format!(
-                "no policy rule brings the replies of {at} back ({} way){why}",
-                target.need.way
-            ),
-        )
+        let found = format!(
+            "no policy rule brings the replies of {at} back ({} way){why}",
+            target.need.way
+        );
+        ("no-rule", found)
     };
-    Check::wrong(id, target.need.given, found, target.up())
+    Check::wrong(id, target.need.given, found, fix)
 }

@@ -7,10 +7,11 @@ use super::check::{Check, Status};
 use super::diagnosis::{self, Diagnosis};
 use super::host::{self, Powers};
 use super::target::Target;
-use super::{Options, listener, policy, remote};
+use super::{Options, listener, policy, remote, words};
 use crate::config::{Routing, Settings};
 use crate::routing::family::Family;
-use crate::routing::kernel::Kernel;
+use crate::routing::kernel::{Foreigner, Kernel};
+use crate::routing::owner::SWITCH_TABLE;
 use crate::routing::plan::Place;
 use crate::routing::survey;
 
@@ -26,6 +27,10 @@ pub struct Examination<'a> {
     pub powers: Powers,
     /// The targets, and what the policy does with their replies.
     pub targets: Vec<(Target, Diagnosis)>,
+    /// The proxy is starting: nothing is said that only a probe could prove.
+    at_start: bool,
+    /// What of somebody else's is in the table of `routing up`.
+    switch_table: Option<Foreigner>,
 }
 
 /// What is left to do for a target.
@@ -38,7 +43,11 @@ pub enum Verdict {
 
 impl<'a> Examination<'a> {
     /// Looks at the host and the targets.
-    pub async fn new(settings: &'a Settings, options: &'a Options) -> Result<Examination<'a>> {
+    pub async fn new(
+        settings: &'a Settings,
+        options: &'a Options,
+        at_start: bool,
+    ) -> Result<Examination<'a>> {
         let kernel = Kernel::connect()?;
         let mut targets = Vec::new();
         for need in survey::needs(&kernel, settings).await? {
@@ -49,6 +58,7 @@ impl<'a> Examination<'a> {
             let diagnosis = policy::diagnose(&kernel, &target).await?;
             targets.push((target, diagnosis));
         }
+        let switch_table = kernel.foreigner(SWITCH_TABLE).await?;
         let powers = host::powers();
         Ok(Examination {
             settings,
@@ -56,6 +66,8 @@ impl<'a> Examination<'a> {
             kernel,
             powers,
             targets,
+            at_start,
+            switch_table,
         })
     }
 
@@ -86,7 +98,7 @@ impl<'a> Examination<'a> {
             return Ok((vec![self.way_back(target, diagnosis)], Verdict::Closed));
         }
         if !here && !self.options.probe_remote {
-            let check = remote::check(&self.kernel, target).await?;
+            let check = remote::check(&self.kernel, target, !self.at_start).await?;
             if check.status != Status::Ok {
                 return Ok((vec![check], Verdict::Closed));
             }
@@ -121,6 +133,9 @@ impl<'a> Examination<'a> {
             );
             Check::ok("no-rule", found)
         };
+        let missing = |told_not_to| {
+            diagnosis::missing(target, self.other_family_is_fine(target), told_not_to)
+        };
         match (auto, self.powers) {
             (
                 true,
@@ -130,13 +145,28 @@ impl<'a> Examination<'a> {
             ) => will("at start, until it ends"),
             // That the capability is missing is told already.
             (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN"),
-            (true, _) => diagnosis::missing(
-                target,
-                self.other_family_is_fine(target),
-                ", and putting it in needs CAP_NET_ADMIN",
-            ),
-            (false, _) => diagnosis::missing(target, self.other_family_is_fine(target), ""),
+            (true, _) => missing(false),
+            (false, _) if self.switch_table.is_some() => self.switch_table_in_use(target),
+            (false, _) => missing(true),
         }
+    }
+
+    fn switch_table_in_use(&self, target: &Target) -> Check {
+        let what = match &self.switch_table {
+            Some(Foreigner::Rule(rule)) => {
+                format!("the rule \"{}\" leads there", words::rule(rule))
+            }
+            Some(Foreigner::Route(route)) => format!("it holds \"{}\"", words::route(route)),
+            None => String::new(),
+        };
+        Check::wrong(
+            "table-in-use",
+            target.need.given,
+            format!(
+                "table {SWITCH_TABLE}, which realpeer routing up needs, serves something else: {what}"
+            ),
+            "give the other program another table, or run realpeer with -routing auto, which finds a free one",
+        )
     }
 
     fn other_family_is_fine(&self, target: &Target) -> bool {

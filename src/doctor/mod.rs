@@ -88,7 +88,7 @@ pub async fn warn_at_start(settings: &Settings) {
 /// A missing way back is left to the routing to tell, which has just tried to put it in.
 async fn quick(settings: &Settings) -> Result<Vec<Check>> {
     let options = Options::default();
-    let examination = Examination::new(settings, &options).await?;
+    let examination = Examination::new(settings, &options, true).await?;
     let mut checks = examination.surroundings();
     for target in &examination.targets {
         let (found, verdict) = examination.still(target).await?;
@@ -105,7 +105,7 @@ async fn quick(settings: &Settings) -> Result<Vec<Check>> {
 
 /// The whole examination.
 pub async fn examine(settings: &Settings, options: &Options) -> Result<Vec<Check>> {
-    let examination = Examination::new(settings, options).await?;
+    let examination = Examination::new(settings, options, false).await?;
     let mut checks = examination.surroundings();
     let mut open = Vec::new();
     for target in &examination.targets {

@@ -22,11 +22,11 @@ pub async fn probe(
     open: Vec<(&Target, Option<Backend>)>,
 ) -> Result<Vec<Check>> {
     let accept = fs::read(keeper::FWMARK_ACCEPT);
-    let mut keeper = Keeper {
-        kernel: examination.kernel.clone(),
-        needs: open.iter().map(|(target, _)| target.need.clone()).collect(),
-        lock: None,
-    };
+    let mut keeper = Keeper::new(
+        examination.kernel.clone(),
+        open.iter().map(|(target, _)| target.need.clone()).collect(),
+        None,
+    );
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let checks = tokio::select! {
@@ -34,12 +34,11 @@ pub async fn probe(
         _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
         _ = interrupt.recv() => Err(anyhow::anyhow!("ended by SIGINT")),
     };
-    if let Some(lock) = &keeper.lock {
-        keeper::clear(&keeper.kernel, lock.table)
-            .await
-            .context("cannot take the probe's rules away")?;
+    if keeper.lock.is_some() {
+        let cleared = keeper.clear().await;
+        cleared.context("cannot take the probe's rules away")?;
         if let Ok(accept) = accept {
-            // As it was before; it stays readable only where the proxy may not change it either.
+            // As it was before. Where this may not be written, it was not written either.
             _ = fs::write(keeper::FWMARK_ACCEPT, accept);
         }
     }

@@ -13,16 +13,17 @@ use crate::routing::plan::Question;
 const ID: &str = "target-not-local";
 
 /// `target-not-local`, as far as this host's own routes tell.
-pub async fn check(kernel: &Kernel, target: &Target) -> io::Result<Check> {
+pub async fn check(kernel: &Kernel, target: &Target, with_guesses: bool) -> io::Result<Check> {
     let at = target.need.target;
     Ok(match doubt(kernel, target).await? {
-        None => Check::ok(
+        Doubt::Certain(why) => wrong(target, &why),
+        Doubt::Guess(why) if with_guesses => wrong(target, &why),
+        _ => Check::ok(
             ID,
             format!(
                 "{at} is behind this host; whether its replies pass here, only -probe-remote can tell"
             ),
         ),
-        Some(why) => wrong(target, &why),
     })
 }
 
@@ -35,11 +36,21 @@ pub fn wrong(target: &Target, why: &str) -> Check {
         format!(
             "{at} is not an address of this host, and its replies to clients do not pass here: {why}"
         ),
-        "run realpeer on the backend's host, or make this host the backend's default gateway",
+        "run realpeer on the backend's host, or make this host the backend's default gateway (-probe-remote shows whether it is)",
     )
 }
 
-async fn doubt(kernel: &Kernel, target: &Target) -> io::Result<Option<String>> {
+/// What speaks against it that replies pass here.
+enum Doubt {
+    /// Nothing.
+    No,
+    /// They go another way.
+    Certain(String),
+    /// A gateway looks different; only a probe could tell for sure.
+    Guess(String),
+}
+
+async fn doubt(kernel: &Kernel, target: &Target) -> io::Result<Doubt> {
     let family = target.need.family();
     let way = |to| Question {
         family,
@@ -50,24 +61,24 @@ async fn doubt(kernel: &Kernel, target: &Target) -> io::Result<Option<String>> {
         udp_source_port: None,
     };
     let Some(there) = kernel.ask(&way(target.need.target.ip())).await? else {
-        return Ok(Some("this host knows no way to it".into()));
+        return Ok(Doubt::Certain("this host knows no way to it".into()));
     };
     let out = kernel.ask(&way(target.need.stranger)).await?;
     if let Some(out) = out.filter(|out| !out.local && out.interface == there.interface) {
-        return Ok(Some(match (there.gateway, out.gateway) {
+        return Ok(Doubt::Certain(match (there.gateway, out.gateway) {
             (Some(gateway), _) => format!("it is beyond the gateway {gateway}"),
             (None, Some(gateway)) => format!("its network has another gateway, {gateway}"),
             (None, None) => "it is on the network that leads to the clients".into(),
         }));
     }
     let Some(index) = there.interface else {
-        return Ok(None);
+        return Ok(Doubt::No);
     };
     // Containers stand on a bridge of this host, which is their gateway.
     if kernel.is_bridge(index).await? || forwards(family, &words::interface(index)) {
-        return Ok(None);
+        return Ok(Doubt::No);
     }
-    Ok(Some(
+    Ok(Doubt::Guess(
         "this host does not forward, so it is nobody's gateway".into(),
     ))
 }

@@ -21,6 +21,8 @@ pub struct Keeper {
     pub needs: Vec<Need>,
     /// The table of ours, once something had to be put in.
     pub lock: Option<Lock>,
+    /// A socket match was put in.
+    nft: bool,
 }
 
 /// What became of one need.
@@ -35,6 +37,16 @@ pub enum Outcome {
 }
 
 impl Keeper {
+    /// `lock`: the table to use; `None` to find one when it is needed.
+    pub fn new(kernel: Kernel, needs: Vec<Need>, lock: Option<Lock>) -> Keeper {
+        Keeper {
+            kernel,
+            needs,
+            lock,
+            nft: false,
+        }
+    }
+
     /// Puts in what is missing, for each need in turn.
     /// Fails when no table can be had.
     pub async fn ensure(&mut self) -> Result<Vec<Outcome>> {
@@ -59,11 +71,20 @@ impl Keeper {
         Ok(outcomes)
     }
 
+    /// Takes away what was put in.
+    pub async fn clear(&self) -> io::Result<()> {
+        if let Some(lock) = &self.lock {
+            clear(&self.kernel, lock.table, self.nft).await?;
+        }
+        Ok(())
+    }
+
     async fn ensure_one(&mut self, i: usize) -> Result<Outcome> {
         if let Some(table) = self.serving(&self.needs[i]).await? {
             return Ok(Outcome::InPlace(table));
         }
         let table = self.own_table().await?;
+        self.nft |= self.needs[i].way == Way::Socket;
         let need = &self.needs[i];
         let mut done = self.put_in(need, table).await;
         if done.is_ok() && self.serving(need).await?.is_none() {
@@ -89,6 +110,9 @@ impl Keeper {
     }
 
     async fn is_in_place(&self, need: &Need, table: u32) -> Result<bool> {
+        if need.collides(table) {
+            return Ok(false);
+        }
         let (_, interface) = self.kernel.locate(need.target.ip()).await?;
         let answer = self
             .kernel
@@ -142,7 +166,7 @@ impl Keeper {
         let marks: Vec<u32> = self.needs.iter().filter_map(|need| need.mark).collect();
         for table in INSTANCE_TABLES.filter(|table| !marks.contains(table)) {
             if let Some(lock) = owner::try_lock(table)?
-                && !self.kernel.is_foreign(table).await?
+                && self.kernel.foreigner(table).await?.is_none()
             {
                 return Ok(lock);
             }
@@ -177,13 +201,12 @@ impl Keeper {
     }
 }
 
-/// Takes away all of ours in `table`. True if there was anything.
-pub async fn clear(kernel: &Kernel, table: u32) -> io::Result<bool> {
-    // The rules go last: while they stand, marked packets still find their way.
-    let nft = match nft::has_table(&nft::table_name(table)) {
-        Ok(true) => nft::remove_table(&nft::table_name(table))?,
-        _ => false,
-    };
+/// Takes away all of ours in `table`, the socket match too `with_nft`: merely to ask for it makes
+/// the kernel load nf_tables. True if there was anything.
+pub async fn clear(kernel: &Kernel, table: u32, with_nft: bool) -> io::Result<bool> {
+    // The rules go last: by them a leftover is recognised.
+    let name = nft::table_name(table);
+    let nft = with_nft && nft::has_table(&name)? && nft::remove_table(&name)?;
     Ok(kernel.clear(table).await? | nft)
 }
 

@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
-use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Error, Handle, IpVersion};
 
 use super::family::Family;
@@ -18,6 +18,14 @@ use super::plan::{Place, Question, Route, Rule};
 /// A netlink connection to the kernel's routing. Needs a tokio runtime.
 #[derive(Clone)]
 pub struct Kernel(Handle);
+
+/// Something of another program's where we would put ours.
+pub enum Foreigner {
+    /// A policy rule.
+    Rule(RuleMessage),
+    /// A route.
+    Route(RouteMessage),
+}
 
 impl Kernel {
     /// Fails where netlink is forbidden (`RestrictAddressFamilies=` without AF_NETLINK).
@@ -154,7 +162,22 @@ impl Kernel {
         }))
     }
 
-    /// The tables that rules or routes with our number use.
+    /// True if a rule of ours sends marked packets to `table`.
+    pub async fn has_mark_rule(&self, table: u32) -> io::Result<bool> {
+        for family in Family::BOTH {
+            let rules = self.rules(family).await?;
+            let ours = rules
+                .iter()
+                .filter(|r| is_ours(r) && rule_table(r) == table);
+            let marked = |a: &RuleAttribute| matches!(a, RuleAttribute::FwMark(_));
+            if ours.flat_map(|rule| &rule.attributes).any(marked) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The tables that rules or routes with our number use, each once.
     pub async fn own_tables(&self) -> io::Result<Vec<u32>> {
         let mut tables = Vec::new();
         for family in Family::BOTH {
@@ -164,21 +187,24 @@ impl Kernel {
             let ours = routes.iter().filter(|r| r.header.protocol == PROTOCOL);
             tables.extend(ours.map(route_table));
         }
+        tables.sort_unstable();
+        tables.dedup();
         Ok(tables)
     }
 
-    /// Who else uses `table`: a rule or a route in it without our number.
-    pub async fn is_foreign(&self, table: u32) -> io::Result<bool> {
+    /// What of somebody else's leads to `table` or stands in it.
+    pub async fn foreigner(&self, table: u32) -> io::Result<Option<Foreigner>> {
         for family in Family::BOTH {
-            let rules = self.rules(family).await?;
-            let routes = self.routes(family, table).await?;
-            if rules.iter().any(|r| rule_table(r) == table && !is_ours(r))
-                || routes.iter().any(|r| r.header.protocol != PROTOCOL)
-            {
-                return Ok(true);
+            let mut rules = self.rules(family).await?.into_iter();
+            if let Some(rule) = rules.find(|r| rule_table(r) == table && !is_ours(r)) {
+                return Ok(Some(Foreigner::Rule(rule)));
+            }
+            let mut routes = self.routes(family, table).await?.into_iter();
+            if let Some(route) = routes.find(|r| r.header.protocol != PROTOCOL) {
+                return Ok(Some(Foreigner::Route(route)));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Takes away the rules and routes that carry our number in `table`. True if there were any.

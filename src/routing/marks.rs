@@ -50,7 +50,15 @@ impl Marks {
             || (targets.contains(&any) && UdpSocket::bind((target, 0)).is_ok())
     }
 
+    /// What the keeper achieved. A target that is no longer reached by mark-accept gets no mark.
     pub(super) fn set(&self, needs: &[Need], outcomes: &[Outcome]) {
+        if let Ok(mut targets) = self.targets.write() {
+            let still = |ip: &IpAddr| {
+                let mut needs = needs.iter();
+                needs.any(|need| need.way == Way::Mark && need.target.ip() == *ip)
+            };
+            targets.retain(still);
+        }
         let marked = needs
             .iter()
             .zip(outcomes)
@@ -62,6 +70,7 @@ impl Marks {
         }
     }
 
+    /// What is in place already.
     pub(super) async fn look(&self, keeper: &Keeper) {
         for need in keeper.needs.iter().filter(|need| need.way == Way::Mark) {
             if let Ok(Some(table)) = keeper.serving(need).await {

@@ -4,6 +4,13 @@
 //! targets are, `plan` says what each needs so that the kernel delivers the answers here, `keeper`
 //! puts in what is missing (through `kernel` and `nft`, by netlink), `watch` puts it back when
 //! another program took it away. `owner` tells our rules from everybody else's.
+//!
+//! ```text
+//! settings ─▶ survey ─▶ plan (data) ─▶ keeper ─▶ kernel, message        rules and routes
+//!                                      │  ▲   └▶ nft, nfnetlink          the socket match
+//!                                      ▼  └─ watch                       puts it back
+//!                                    marks ─▶ whoever opens upstream sockets
+//! ```
 
 pub(crate) mod bound;
 mod command;
@@ -70,11 +77,7 @@ pub async fn install(settings: &Settings) -> Result<Installed> {
         }
     };
     let needs = survey::needs(&kernel, settings).await?;
-    let mut keeper = Keeper {
-        kernel,
-        needs,
-        lock: None,
-    };
+    let mut keeper = Keeper::new(kernel, needs, None);
     if settings.routing == Routing::Off {
         installed.marks.look(&keeper).await;
         return Ok(installed);
@@ -90,12 +93,15 @@ pub async fn install(settings: &Settings) -> Result<Installed> {
         Err(e) => warn!("routing: {e:#}"),
     }
     let (marks, restored) = (installed.marks.clone(), installed.restored.clone());
+    let settings = settings.clone();
     installed.watcher = Some(tokio::spawn(async move {
         tokio::select! {
-            () = watch::watch(&mut keeper, &marks, restored) => {}
+            () = watch::watch(&mut keeper, &settings, &marks, restored) => {}
             _ = stopped => {}
         }
-        clear(keeper).await;
+        if let Err(e) = keeper.clear().await {
+            warn!("routing: cannot take away what was put in: {e}");
+        }
     }));
     Ok(installed)
 }
@@ -125,26 +131,15 @@ impl Installed {
     }
 }
 
-async fn clear(keeper: Keeper) {
-    let Some(lock) = &keeper.lock else { return };
-    match keeper::clear(&keeper.kernel, lock.table).await {
-        Ok(_) => debug!("routing: table {} is clean", lock.table),
-        Err(e) => warn!("cannot take the rules of table {} away: {e}", lock.table),
-    }
-}
-
 /// Takes away what instances killed by SIGKILL left behind.
 async fn clean_leftovers(kernel: &Kernel) {
-    let mut tables = kernel.own_tables().await.unwrap_or_default();
-    let named = |table: &u32| nft::has_table(&nft::table_name(*table)).unwrap_or(false);
-    tables.extend(INSTANCE_TABLES.filter(named));
-    tables.sort_unstable();
-    tables.dedup();
+    let tables = kernel.own_tables().await.unwrap_or_default();
     for table in tables.into_iter().filter(|t| INSTANCE_TABLES.contains(t)) {
         let Ok(Some(_lock)) = owner::try_lock(table) else {
             continue;
         };
-        match keeper::clear(kernel, table).await {
+        let with_nft = kernel.has_mark_rule(table).await.unwrap_or(false);
+        match keeper::clear(kernel, table, with_nft).await {
             Ok(_) => info!("routing: cleaned table {table}, left behind by a killed instance"),
             Err(e) => debug!("cannot clean table {table}: {e}"),
         }

@@ -182,6 +182,12 @@ impl Need {
         }
     }
 
+    /// True if the upstream socket would carry the mark that the socket match gives to replies:
+    /// its packets would never leave this host.
+    pub fn collides(&self, table: u32) -> bool {
+        self.way == Way::Socket && self.mark == Some(table)
+    }
+
     /// The mark of mark-accept: the user's, or one of our own that is as good as the table's.
     pub fn mark_in(&self, table: u32) -> u32 {
         self.mark.unwrap_or(table)

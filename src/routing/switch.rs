@@ -25,11 +25,7 @@ async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Res
         RoutingAction::Down => down(&kernel).await,
         RoutingAction::Show => {
             let needs = survey::needs(&kernel, settings).await?;
-            let keeper = Keeper {
-                kernel,
-                needs,
-                lock: None,
-            };
+            let keeper = Keeper::new(kernel, needs, None);
             let text = match show_as {
                 ShowAs::Table => show::table(&keeper).await?,
                 ShowAs::Commands => show::commands(&keeper).await?,
@@ -42,17 +38,18 @@ async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Res
 
 async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
     let lock = owner::lock(SWITCH_TABLE).await?;
-    if kernel.is_foreign(SWITCH_TABLE).await? {
+    if kernel.foreigner(SWITCH_TABLE).await?.is_some() {
         bail!(
             "another program uses routing table {SWITCH_TABLE}; see `ip route show table {SWITCH_TABLE}` and `ip rule`"
         );
     }
     let needs = survey::needs(&kernel, settings).await?;
-    let mut keeper = Keeper {
-        kernel,
-        needs,
-        lock: Some(lock),
-    };
+    if needs.iter().any(|need| need.collides(SWITCH_TABLE)) {
+        bail!(
+            "-mark {SWITCH_TABLE} is the mark that `routing up` gives to replies: choose another"
+        );
+    }
+    let mut keeper = Keeper::new(kernel, needs, Some(lock));
     let outcomes = keeper.ensure().await?;
     let mut failed = None;
     for (need, outcome) in keeper.needs.iter().zip(outcomes) {
@@ -75,7 +72,7 @@ async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
 
 async fn down(kernel: &Kernel) -> Result<()> {
     let _lock = owner::lock(SWITCH_TABLE).await?;
-    let found = keeper::clear(kernel, SWITCH_TABLE).await.context(
+    let found = keeper::clear(kernel, SWITCH_TABLE, true).await.context(
         "cannot take the rules of `realpeer routing up` away (it needs CAP_NET_ADMIN: run it as root)",
     )?;
     println!(

@@ -14,7 +14,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::keeper::Outcome;
-use super::{Keeper, Marks, explain};
+use super::plan::Way;
+use super::{Keeper, Marks, explain, say, survey};
+use crate::config::Settings;
 
 /// Changes come in bursts; look once they are over, or almost.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -25,12 +27,23 @@ const LEAST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Looks after the routing until it is dropped. `restored` counts the repairs.
-pub async fn watch(keeper: &mut Keeper, marks: &Marks, restored: Arc<AtomicU64>) {
-    let mut changes = Changes::open();
+pub async fn watch(
+    keeper: &mut Keeper,
+    settings: &Settings,
+    marks: &Marks,
+    restored: Arc<AtomicU64>,
+) {
+    let nft = keeper.needs.iter().any(|need| need.way == Way::Socket);
+    let mut changes = Changes::open(nft);
     let mut pause = Pause::new();
     loop {
         changes.wait().await;
         pause.over().await;
+        // An address, a container or a UDP backend may have come since, and with it another way.
+        let before: Vec<Way> = keeper.needs.iter().map(|need| need.way).collect();
+        if let Ok(needs) = survey::needs(&keeper.kernel, settings).await {
+            keeper.needs = needs;
+        }
         let outcomes = match keeper.ensure().await {
             Ok(outcomes) => outcomes,
             Err(e) => {
@@ -40,12 +53,9 @@ pub async fn watch(keeper: &mut Keeper, marks: &Marks, restored: Arc<AtomicU64>)
             }
         };
         marks.set(&keeper.needs, &outcomes);
-        let mut repaired = false;
-        for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
+        for ((need, outcome), before) in keeper.needs.iter().zip(&outcomes).zip(before) {
             match outcome {
-                Outcome::InPlace(_) => {}
-                Outcome::PutIn(table) => {
-                    repaired = true;
+                Outcome::PutIn(table) if need.way == before => {
                     restored.fetch_add(1, Ordering::Relaxed);
                     warn!(
                         "routing: another program removed the way back from {}; it is in place \
@@ -53,10 +63,12 @@ pub async fn watch(keeper: &mut Keeper, marks: &Marks, restored: Arc<AtomicU64>)
                         need.target
                     );
                 }
+                Outcome::PutIn(_) => say(need, outcome),
                 Outcome::Failed(e) => debug!("{}", explain(need, e)),
+                Outcome::InPlace(_) => {}
             }
         }
-        if repaired {
+        if outcomes.iter().any(|o| matches!(o, Outcome::PutIn(_))) {
             pause.lengthen();
         }
     }
@@ -97,17 +109,22 @@ struct Changes {
 }
 
 impl Changes {
-    fn open() -> Changes {
-        // linux/rtnetlink.h: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_ROUTE, IPV6_RULE
-        let routes = subscribe(NETLINK_ROUTE, &[1, 5, 7, 8, 11, 19]);
-        // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN
-        let nft = subscribe(NETLINK_NETFILTER, &[7]);
-        for error in [&routes, &nft].into_iter().filter_map(|s| s.as_ref().err()) {
+    fn open(with_nft: bool) -> Changes {
+        // linux/rtnetlink.h: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR,
+        // IPV6_ROUTE, IPV6_RULE
+        let routes = subscribe(NETLINK_ROUTE, &[1, 5, 7, 8, 9, 11, 19]);
+        // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN, and makes the kernel
+        // load nf_tables, which a host without nft rules is spared.
+        let nft = with_nft
+            .then(|| subscribe(NETLINK_NETFILTER, &[7]))
+            .transpose();
+        let errors = [routes.as_ref().err(), nft.as_ref().err()];
+        for error in errors.into_iter().flatten() {
             debug!("routing: cannot hear of changes, looking twice a minute instead: {error}");
         }
         Changes {
             routes: routes.ok(),
-            nft: nft.ok(),
+            nft: nft.ok().flatten(),
         }
     }
 

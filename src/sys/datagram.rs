@@ -15,10 +15,10 @@ pub const BATCH: usize = 64;
 
 /// The largest that a message can be: what GRO glues together stays below 64 KiB, as do single
 /// datagrams.
-const ROOM: usize = 65_536;
+pub const LARGEST: usize = 65_536;
 
-/// Slots lie a little further apart, or all their first lines would share one set of the cache.
-const STRIDE: usize = ROOM + 576;
+/// Slots lie so much further apart, or all their first lines would share one set of the cache.
+const GAP: usize = 576;
 
 /// One of our own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,16 +58,18 @@ impl Received {
 /// Room for a batch of messages, allocated once; pages that no message touched take no memory.
 #[derive(Debug)]
 pub struct Batch {
+    /// The size of the largest message that fits.
+    largest: usize,
     bytes: Vec<u8>,
     received: Vec<Received>,
 }
 
 impl Batch {
-    /// Room for `BATCH` messages.
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Batch {
+    /// Room for `BATCH` messages of that size each, `LARGEST` for whatever may come.
+    pub fn new(largest: usize) -> Batch {
         Batch {
-            bytes: vec![0; BATCH * STRIDE],
+            largest,
+            bytes: vec![0; BATCH * (largest + GAP)],
             received: Vec::with_capacity(BATCH),
         }
     }
@@ -101,11 +103,12 @@ impl Batch {
         let mut controls = [const { MaybeUninit::<Control>::uninit() }; BATCH];
         let mut pieces = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
-        let slots = self.bytes[first * STRIDE..].chunks_exact_mut(STRIDE);
+        let stride = self.largest + GAP;
+        let slots = self.bytes[first * stride..].chunks_exact_mut(stride);
         for (i, slot) in slots.take(most).enumerate() {
             let piece = pieces[i].write(libc::iovec {
                 iov_base: slot.as_mut_ptr().cast(),
-                iov_len: ROOM,
+                iov_len: self.largest,
             });
             let header = headers[i].write(empty_header());
             header.msg_hdr.msg_name = names[i].as_mut_ptr().cast();
@@ -132,7 +135,7 @@ impl Batch {
         for (i, header) in headers[..came].iter().enumerate() {
             // SAFETY: the loop above has written these headers, and the kernel has filled in the
             // names and controls that they point to, which are alive.
-            let received = unsafe { decode(header.assume_init_ref(), (first + i) * STRIDE) };
+            let received = unsafe { decode(header.assume_init_ref(), (first + i) * stride) };
             self.received.push(received);
         }
         Ok(came)
@@ -360,5 +363,88 @@ unsafe fn put<T>(control: *mut libc::cmsghdr, level: i32, kind: i32, value: T) -
         (*control).cmsg_len = libc::CMSG_LEN(len) as _;
         libc::CMSG_DATA(control).cast::<T>().write_unaligned(value);
         libc::CMSG_SPACE(len) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    fn pair() -> (UdpSocket, UdpSocket) {
+        let (a, b) = (
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+        );
+        a.connect(b.local_addr().unwrap()).unwrap();
+        (a, b)
+    }
+
+    #[test]
+    fn a_datagram_that_does_not_fit_is_told() {
+        let (near, far) = pair();
+        let mut batch = Batch::new(100);
+        for len in [100, 101, 0, 100] {
+            near.send(&vec![len as u8; len]).unwrap();
+        }
+        assert_eq!(batch.receive(&far, BATCH).unwrap(), 4);
+        let told: Vec<bool> = batch.received().iter().map(|m| m.truncated).collect();
+        assert_eq!(told, [false, true, false, false]);
+        for message in batch.received() {
+            assert_eq!(message.from, near.local_addr().ok());
+            assert_eq!(message.datagrams().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_batch_takes_what_fits_and_leaves_the_rest() {
+        let (near, far) = pair();
+        let mut batch = Batch::new(LARGEST);
+        for number in 0..BATCH as u8 + 9 {
+            near.send(&[number]).unwrap();
+        }
+        assert_eq!(batch.receive(&far, 10).unwrap(), 10);
+        assert_eq!(batch.receive(&far, BATCH).unwrap(), BATCH - 10);
+        let bytes = |batch: &Batch| -> Vec<u8> {
+            let ranges = batch.received().iter().flat_map(Received::datagrams);
+            ranges
+                .flat_map(|range| batch.bytes()[range].to_vec())
+                .collect()
+        };
+        assert_eq!(bytes(&batch), (0..BATCH as u8).collect::<Vec<_>>());
+        batch.clear();
+        assert_eq!(batch.receive(&far, BATCH).unwrap(), 9);
+        assert_eq!(
+            bytes(&batch),
+            (BATCH as u8..BATCH as u8 + 9).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn messages_are_gathered_and_cut() {
+        let (near, far) = pair();
+        let pieces = [&b"one"[..], b"two", b"x"].map(IoSlice::new);
+        let cut = Message {
+            pieces: &pieces,
+            to: None,
+            from: None,
+            segment: Some(3),
+        };
+        let whole = Message {
+            pieces: &pieces[..2],
+            to: Some(far.local_addr().unwrap()),
+            from: Some(LocalIp {
+                ip: [127, 0, 0, 1].into(),
+                interface: 0,
+            }),
+            segment: None,
+        };
+        assert_eq!(send(&near, [cut, whole].into_iter()).unwrap(), 2);
+        let mut buffer = [0; 99];
+        for expected in [&b"one"[..], b"two", b"x", b"onetwo"] {
+            let len = far.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], expected);
+        }
     }
 }

@@ -17,3 +17,8 @@ pub fn addresses() -> Vec<IpAddr> {
     });
     ip.collect()
 }
+
+/// Whether an address is on one of this host's interfaces. When they cannot be listed, no.
+pub fn is_local(ip: IpAddr) -> bool {
+    addresses().contains(&ip)
+}

@@ -1,7 +1,7 @@
 //! Sockets: what `socket2` and `nix` do not do in one system call, or not at all.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::sys::socket::{MsgFlags, recv as nix_recv, send as nix_send};
@@ -77,9 +77,4 @@ pub fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and the same descriptor for as long as it lives, and the
     // `AsyncFd` owns it: nobody gets it out to close or replace it.
     Ok(unsafe { AsyncFd::register(descriptor) }?)
-}
-
-/// Whether an address is on one of this host's interfaces. When they cannot be listed, no.
-pub fn is_local(ip: IpAddr) -> bool {
-    super::interfaces::addresses().contains(&ip)
 }

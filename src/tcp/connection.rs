@@ -15,7 +15,7 @@ use crate::proxy::{Proxy, Slot};
 use crate::refusal::Refusal;
 use crate::sessions::{EndedBy, Route};
 use crate::stats::{Count, Stats};
-use crate::sys::socket::is_local;
+use crate::sys::interfaces::is_local;
 use crate::upstream::{self, Kind, UpstreamError};
 
 /// Serves an accepted connection to its end.

@@ -100,9 +100,10 @@ mod tests {
         bind(&mut bindings, 1, at(0));
         assert!(bindings.speaker(peer(1), at(9)).is_some());
         assert!(bindings.speaker(peer(2), at(9)).is_none());
-        bindings.answered(peer(1), at(18));
-        assert!(bindings.speaker(peer(1), at(27)).is_some());
-        assert!(bindings.speaker(peer(1), at(37)).is_none());
+        assert!(bindings.speaker(peer(1), at(18)).is_some());
+        bindings.answered(peer(1), at(27));
+        assert!(bindings.speaker(peer(1), at(36)).is_some());
+        assert!(bindings.speaker(peer(1), at(46)).is_none());
         assert!(bindings.by_peer.is_empty());
     }
 

@@ -22,7 +22,7 @@ use super::reader::Reader;
 use super::steering;
 use crate::config::{Settings, UdpHeader};
 use crate::proxy::Proxy;
-use crate::sys::datagram::Batch;
+use crate::sys::datagram::{Batch, LARGEST};
 
 /// Bytes that may wait in the listening socket, each way: a burst of some thousand datagrams.
 const BUFFER: usize = 8 << 20;
@@ -148,7 +148,7 @@ impl Listener {
             poller,
             reader: Reader::new(Arc::clone(&proxy), most.saturating_mul(BINDINGS_A_FLOW)),
             flows: Flows::new(Arc::clone(&proxy), worker, most),
-            batch: Batch::new(),
+            batch: Batch::new(LARGEST),
             outbox: Outbox::default(),
             placed: Vec::new(),
             returned: Traffic::default(),

@@ -10,7 +10,7 @@ use crate::config::UdpHeader;
 use crate::header::{self, Claim, Header, HeaderError, Progress, Transport};
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
-use crate::sys::socket::is_local;
+use crate::sys::interfaces::is_local;
 
 /// Reads the datagrams of one listening socket.
 pub struct Reader {

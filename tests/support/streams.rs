@@ -72,6 +72,22 @@ pub fn assert_closed(mut stream: &TcpStream) {
     }
 }
 
+/// Whether the other side has ended the connection, asked without waiting. Nothing must have come.
+pub fn has_ended(stream: &TcpStream) -> bool {
+    stream
+        .set_nonblocking(true)
+        .expect("make a stream non-blocking");
+    let peeked = stream.peek(&mut [0; 1]);
+    stream
+        .set_nonblocking(false)
+        .expect("make a stream blocking");
+    match peeked {
+        Ok(0) => true,
+        Ok(_) => panic!("a byte came where the connection should be silent"),
+        Err(e) => e.kind() != ErrorKind::WouldBlock,
+    }
+}
+
 /// Checks that somebody listens and closes what comes, which may be before `connect` returns.
 #[track_caller]
 pub fn assert_turned_away(dialled: io::Result<TcpStream>) {

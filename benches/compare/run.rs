@@ -1,0 +1,122 @@
+//! One peer before one backend, for as long as a test takes.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use nix::sys::signal::Signal;
+
+use crate::peers::Peer;
+use crate::scene::{self, PROXY, client};
+use crate::support::{Host, Running, TempDir, addr, wait_until};
+use crate::usage::Usage;
+
+/// Where the backend listens, for each protocol.
+pub const TARGET: &str = "127.0.0.1:9000";
+pub const TARGET_UDP: &str = "127.0.0.1:9001";
+
+/// The private network and a directory for configurations.
+pub struct Stage {
+    pub host: Host,
+    directory: TempDir,
+}
+
+impl Stage {
+    /// A network whose replies come back to the proxies: only realpeer sees to that by itself.
+    pub fn new() -> Stage {
+        let host = scene::private_network();
+        for words in [
+            "ip rule add from 127.0.0.1/8 iif lo table 123",
+            "ip route add local 0.0.0.0/0 dev lo table 123",
+        ] {
+            host.run(&words.split(' ').collect::<Vec<_>>());
+        }
+        Stage {
+            host,
+            directory: TempDir::new(),
+        }
+    }
+
+    /// Writes a file and returns its path.
+    pub fn file(&self, name: &str, content: &str) -> String {
+        self.directory.file(name, content)
+    }
+}
+
+/// A running peer and backend; dropping it ends both.
+pub struct Run {
+    to: SocketAddr,
+    proxy: Option<Running>,
+    _backend: Running,
+}
+
+impl Run {
+    /// Starts the backend of this kind and the peer, and waits until both listen.
+    pub fn start(stage: &Stage, peer: &Peer, backend: &str) -> Run {
+        let udp = backend == "udp";
+        let (table, target) = if udp {
+            ("udp", TARGET_UDP)
+        } else {
+            ("tcp", TARGET)
+        };
+        let myself = std::env::current_exe().expect("the path of this program");
+        let myself = myself.to_str().expect("a path in UTF-8");
+        let backend = stage
+            .host
+            .spawn(&[myself, "backend", backend])
+            .ends_by(Signal::SIGTERM);
+        wait_for(table, target);
+        let proxy = (!peer.is_direct()).then(|| {
+            let words = peer.command(stage, udp);
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let proxy = stage.host.spawn(&words).ends_by(Signal::SIGTERM);
+            wait_for(table, PROXY);
+            proxy
+        });
+        let to = addr(if proxy.is_some() { PROXY } else { target });
+        Run {
+            to,
+            proxy,
+            _backend: backend,
+        }
+    }
+
+    /// Where clients connect to.
+    pub fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    /// What a new client's connection begins with.
+    pub fn opening(&self) -> Vec<u8> {
+        match self.proxy {
+            Some(_) => client::header_v1(client::next_claimed()),
+            None => Vec::new(),
+        }
+    }
+
+    /// What each datagram of a new client begins with.
+    pub fn opening_of_datagrams(&self) -> Vec<u8> {
+        match self.proxy {
+            Some(_) => client::header_v2_datagram(client::next_claimed()),
+            None => Vec::new(),
+        }
+    }
+
+    /// What the proxy has taken so far; nothing when there is none.
+    pub fn usage(&self) -> Option<Usage> {
+        self.proxy.as_ref().map(|proxy| Usage::of(proxy.pid()))
+    }
+}
+
+/// Waits until a socket of this protocol is bound to this address' port.
+fn wait_for(protocol: &str, address: &str) {
+    let port = format!(":{:04X} ", addr(address).port());
+    let file = format!("/proc/thread-self/net/{protocol}");
+    wait_until(&format!("somebody listens on {address}"), || {
+        let table = fs::read_to_string(&file).expect("read the table of sockets");
+        // "0: 0100007F:1F40 00000000:0000 0A": bound, and to no other end.
+        table.lines().any(|line| {
+            line.split_once(&port)
+                .is_some_and(|(_, rest)| rest.starts_with("00000000:0000 "))
+        })
+    });
+}
