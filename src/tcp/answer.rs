@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::stream::Stream;
 use crate::addr::{ClientAddr, TargetAddr};
 use crate::sys::icmp;
+use crate::sys::interfaces::is_local;
 use crate::upstream::{self, UpstreamError};
 
 /// An error that the kernel holds back is looked at again so often.
@@ -22,7 +23,7 @@ pub async fn wait(
 ) -> Result<(), UpstreamError> {
     let rejected = || UpstreamError::Rejected {
         target,
-        here: crate::sys::socket::is_local(target.ip()),
+        here: is_local(target.ip()),
     };
     // It only helps to find words: without it a reject looks like a closed port.
     let _ = icmp::keep_errors(backend, target.ip(), true);
