@@ -144,6 +144,8 @@ impl Proxy {
             BACKEND[1],
             "-log-format",
             "json",
+            "-control",
+            "off",
         ];
         let program = std::env::current_exe().context("finding realpeer itself")?;
         let mut child = Command::new(&program)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use realpeer::cli::{self, Command};
 use realpeer::config::Settings;
-use realpeer::{control, daemon, demo, doctor, routing};
+use realpeer::{ban_relay, control, daemon, demo, doctor, routing};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -41,6 +41,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Doctor(options, flags) => {
             return doctor::command(&Settings::resolve(flags)?, &options);
         }
+        Command::BanRelay(flags) => wait(ban_relay::run(flags))?,
         Command::Ctl(flags) => control::run(&flags)?,
         Command::Demo => demo::run()?,
         Command::Print(text) => std::io::stdout().write_all(text.as_bytes())?,

@@ -65,14 +65,25 @@ pub enum UpstreamError {
     PortTaken(ClientAddr),
     /// No answer in time.
     #[error(
-        "the backend {target} did not answer within {after:?}: the routing of its replies may be missing \
-         (realpeer routing show), or a firewall drops the connection"
+        "no answer: a firewall may drop it (the backend {target} was silent for {after:?}); or the routing of its \
+         replies is missing: realpeer doctor tells"
     )]
     Timeout {
         /// Where we connected to.
         target: TargetAddr,
         /// How long we waited.
         after: Duration,
+    },
+    /// A firewall answered with an ICMP message.
+    #[error(
+        "refused by a {} firewall, which rejects connections to the backend {target} by ICMP: is the client banned there?",
+        if *here { "local" } else { "distant" }
+    )]
+    Rejected {
+        /// Where we connected to.
+        target: TargetAddr,
+        /// It is on this host, and so is the firewall.
+        here: bool,
     },
     /// The backend's host answered with a reset.
     #[error("the backend {0} refused the connection: is it running, and on that address?")]

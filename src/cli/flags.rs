@@ -8,6 +8,7 @@ use clap::error::ContextKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use super::ban_relay::{self, BanRelayFlags};
 use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
@@ -27,6 +28,8 @@ pub enum Command {
     Ctl(CtlFlags),
     /// `realpeer doctor` with the proxy's flags.
     Doctor(crate::doctor::Options, ProxyFlags),
+    /// `realpeer ban-relay`.
+    BanRelay(BanRelayFlags),
     /// `realpeer demo`.
     Demo,
     /// Print this and exit 0: help or the version.
@@ -44,7 +47,8 @@ pub enum Command {
              from the client's own address and port, so that the backend sees the real peer.",
     before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
                    realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
-                   realpeer ctl status|connections|kill|ban|unban|bans  look at and steer a running proxy\n  \
+                   realpeer ctl ACTION                   look at a running proxy, end connections, ban clients\n  \
+                   realpeer ban-relay [FLAGS]            take bans from application servers, at the ingress\n  \
                    realpeer doctor [FLAGS]               what is wrong, and what mends it",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
@@ -187,6 +191,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
         ),
         Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
+        Some("ban-relay") => ban_relay::parse(&words[1..]),
         Some("ctl") => control::parse(&words[1..]),
         _ => proxy(words),
     }

@@ -1,5 +1,6 @@
 //! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
 
+mod ban_relay;
 mod control;
 mod doctor;
 mod flags;
@@ -8,6 +9,7 @@ mod routing;
 mod usage;
 mod value;
 
+pub use ban_relay::BanRelayFlags;
 pub use control::{CtlAction, CtlFlags};
 pub use flags::{Command, ProxyFlags, parse};
 pub use routing::{RoutingAction, ShowAs};

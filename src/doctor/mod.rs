@@ -11,6 +11,7 @@ mod dropped;
 mod examination;
 mod host;
 mod listener;
+mod loopback;
 mod policy;
 mod probe;
 mod probing;
@@ -114,6 +115,7 @@ pub async fn examine(settings: &Settings, options: &Options) -> Result<Vec<Check
             open.push((&target.0, backend));
         }
     }
+    checks.extend(loopback::check());
     checks.extend(probing::probe(&examination, open).await?);
     Ok(checks)
 }

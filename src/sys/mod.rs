@@ -3,5 +3,6 @@
 #![allow(unsafe_code)]
 
 pub mod datagram;
+pub mod icmp;
 pub mod interfaces;
 pub mod socket;

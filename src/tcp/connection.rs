@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::time::timeout;
 
+use super::answer;
 use super::relay::{self, End, Relay, Side};
 use super::stream::Stream;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
@@ -164,8 +165,8 @@ impl Story {
             Err(e) => return Err(failure(e)),
         }
         let after = self.proxy().settings.connect_timeout;
-        match timeout(after, backend.connected()).await {
-            Ok(result) => result.map_err(failure)?,
+        match timeout(after, answer::wait(&backend, client, target)).await {
+            Ok(result) => result?,
             Err(_) => return Err(UpstreamError::Timeout { target, after }),
         }
         Ok((backend, 0))

@@ -2,6 +2,7 @@
 
 pub mod listener;
 
+mod answer;
 mod connection;
 mod pipes;
 mod relay;

@@ -51,18 +51,6 @@ impl Stream {
         std::future::poll_fn(|cx| self.poll_readable(cx)).await
     }
 
-    /// Waits until a connection on its way is there, or fails with what went wrong.
-    pub async fn connected(&self) -> io::Result<()> {
-        loop {
-            // An empty message goes nowhere, but blocks until the handshake is over.
-            match self.send(&[]) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result.map(drop),
-            }
-            std::future::poll_fn(|cx| self.poll_writable(cx)).await?;
-        }
-    }
-
     /// Asks to be woken by a reset, and fails with it if it has come. For a side that is not read
     /// at the moment, where a reset would otherwise stay unseen.
     pub fn check_reset(&self, cx: &mut Context<'_>) -> io::Result<()> {

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod ctl;
 pub mod datagrams;
+pub mod fail2ban;
 pub mod header;
 pub mod host;
 pub mod program;

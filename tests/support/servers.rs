@@ -12,6 +12,7 @@ use super::{Host, Running, TempDir};
 /// An OpenSSH server on 127.0.0.1:22 and [::1]:22 which lets in the user who runs the tests.
 pub struct Sshd {
     pub running: Running,
+    _logger: Option<Running>,
     directory: TempDir,
 }
 
@@ -19,6 +20,12 @@ impl Sshd {
     /// Starts it with fresh keys.
     #[track_caller]
     pub fn start(host: &Host) -> Sshd {
+        Sshd::start_logging(host, None)
+    }
+
+    /// As `start`, with its log in this file, as a system's logger would write it.
+    #[track_caller]
+    pub fn start_logging(host: &Host, log: Option<&str>) -> Sshd {
         let directory = TempDir::new();
         for key in ["host_key", "client_key"] {
             let path = directory.path(key);
@@ -32,9 +39,29 @@ impl Sshd {
             // Where a sshd run by root puts its unprivileged half; Debian's unit makes it at boot.
             fs::create_dir_all("/run/sshd").expect("make /run/sshd");
         }
-        let running = host.spawn(&["/usr/sbin/sshd", "-D", "-e", "-f", &config(&directory)]);
+        let config = config(&directory);
+        let (running, logger) = match log {
+            None => (
+                host.spawn(&["/usr/sbin/sshd", "-D", "-e", "-f", &config]),
+                None,
+            ),
+            Some(log) => {
+                let pipe = directory.path("log");
+                nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+                let pipe = text(&pipe);
+                let stamp = "while IFS= read -r line; do echo \"$(date +%FT%T%:z) server sshd[1]: ${line%?}\"; done";
+                let logger = format!("{stamp} <{pipe} >>{log}");
+                let logger = host.spawn(&["sh", "-c", &logger]);
+                let words = ["/usr/sbin/sshd", "-D", "-E", pipe, "-f", &config];
+                (host.spawn(&words), Some(logger))
+            }
+        };
         host.wait_for_port(22);
-        Sshd { running, directory }
+        Sshd {
+            running,
+            directory,
+            _logger: logger,
+        }
     }
 
     /// An ssh command from `host` to `to`, which lacks only the remote command.

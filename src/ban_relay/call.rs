@@ -1,0 +1,150 @@
+//! What a call asks for, and whether it may. Pure.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::networks::Networks;
+
+/// Ban or unban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Let no packet of the target through.
+    Ban,
+    /// Let them through again.
+    Unban,
+}
+
+/// A call that was understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// What to do.
+    pub mode: Mode,
+    /// To whom. Never IPv4-mapped.
+    pub target: IpAddr,
+}
+
+/// Why a call is not carried out.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// It is not the JSON that was agreed upon.
+    #[error("{0}: send {{\"mode\":\"ban\"|\"unban\",\"target\":\"ADDRESS\"}}")]
+    Malformed(String),
+    /// The target is no single address.
+    #[error("the target is no address: give one IPv4 or IPv6 address, without a port or a prefix")]
+    NoAddress,
+    /// Banning it would harm us.
+    #[error("{0} is {1}: never banned")]
+    Protected(IpAddr, &'static str),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    mode: Mode,
+    target: String,
+}
+
+/// Reads a call's body.
+pub fn parse(body: &[u8]) -> Result<Call, CallError> {
+    let Body { mode, target } =
+        serde_json::from_slice(body).map_err(|e| CallError::Malformed(e.to_string()))?;
+    let target: IpAddr = target.parse().map_err(|_| CallError::NoAddress)?;
+    Ok(Call {
+        mode,
+        target: target.to_canonical(),
+    })
+}
+
+/// Whether the call may be carried out: nobody is banned whom we need. An unban always may.
+pub fn judge(call: Call, own: &[IpAddr], trusted: &Networks) -> Result<(), CallError> {
+    let ip = call.target;
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    let why = if own.contains(&ip) || ip.is_loopback() {
+        "an address of this host"
+    } else if trusted.contains(ip) {
+        "in the allowed-subnets file"
+    } else if ip.is_unspecified() || ip.is_multicast() || broadcast {
+        "no client's address"
+    } else {
+        return Ok(());
+    };
+    match call.mode {
+        Mode::Ban => Err(CallError::Protected(ip, why)),
+        Mode::Unban => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_agreed_form_and_single_addresses_are_understood() {
+        let target =
+            |text: &str| parse(format!(r#"{{"mode":"ban","target":"{text}"}}"#).as_bytes());
+        let call = target("::ffff:203.0.113.9").unwrap();
+        assert_eq!(
+            (call.mode, call.target.to_string()),
+            (Mode::Ban, "203.0.113.9".into())
+        );
+        for text in [
+            "",
+            "203.0.113.9/32",
+            "0.0.0.0/0",
+            "203.0.113.9; reboot",
+            "$(reboot)",
+            "-h",
+            "203.0.113.9\\n",
+            "example.org",
+            "203.0.113.009",
+            "fe80::1%eth0",
+        ] {
+            assert_eq!(target(text), Err(CallError::NoAddress), "{text}");
+        }
+        for body in [
+            "",
+            "{}",
+            "[]",
+            r#"{"mode":"ban"}"#,
+            r#"{"mode":"Ban","target":"203.0.113.9"}"#,
+            r#"{"mode":"ban","target":["203.0.113.9"]}"#,
+            r#"{"mode":"ban","target":"203.0.113.9","x":1}"#,
+        ] {
+            assert!(
+                matches!(parse(body.as_bytes()), Err(CallError::Malformed(_))),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn own_and_trusted_addresses_are_never_banned() {
+        let own = ["192.0.2.1".parse().unwrap()];
+        let mut trusted = Networks::default();
+        trusted.insert("10.0.0.0/8".parse().unwrap());
+        let judge = |mode, target: &str| {
+            let call = Call {
+                mode,
+                target: target.parse().unwrap(),
+            };
+            judge(call, &own, &trusted).is_ok()
+        };
+        for target in [
+            "192.0.2.1",
+            "10.1.2.3",
+            "127.0.0.1",
+            "::1",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "ff02::1",
+            "255.255.255.255",
+        ] {
+            assert!(!judge(Mode::Ban, target), "{target}");
+            assert!(judge(Mode::Unban, target), "{target}");
+        }
+        assert!(judge(Mode::Ban, "203.0.113.9") && judge(Mode::Ban, "2001:db8::9"));
+    }
+}

@@ -1,0 +1,59 @@
+//! Waits for a backend that did not answer at once, and tells a firewall's reject from a closed
+//! port: the one comes as an ICMP message, the other as a reset.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::stream::Stream;
+use crate::addr::{ClientAddr, TargetAddr};
+use crate::sys::icmp;
+use crate::sys::interfaces::is_local;
+use crate::upstream::{self, UpstreamError};
+
+/// An error that the kernel holds back is looked at again so often.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Waits until the connection is there, or fails with what went wrong.
+pub async fn wait(
+    backend: &Stream,
+    client: ClientAddr,
+    target: TargetAddr,
+) -> Result<(), UpstreamError> {
+    let rejected = || UpstreamError::Rejected {
+        target,
+        here: is_local(target.ip()),
+    };
+    // It only helps to find words: without it a reject looks like a closed port.
+    let _ = icmp::keep_errors(backend, target.ip(), true);
+    // A reject of our own host came while connect(2) held the socket: the kernel then keeps the
+    // error aside, sends the SYN again a second later, and tells the error only if asked.
+    if backend.take_error().is_err() {
+        return Err(rejected());
+    }
+    loop {
+        match backend.send(&[]) {
+            Ok(_) => break,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) if icmp::was_rejected(backend) => return Err(rejected()),
+            Err(e) => return Err(upstream::failure(client, target, e)),
+        }
+        let woken = std::future::poll_fn(|cx| backend.poll_writable(cx)).await;
+        woken.map_err(|e| upstream::failure(client, target, e))?;
+        if icmp::was_rejected(backend) {
+            return Err(rejected());
+        }
+        // Woken by an error that is none of ours: the reactor would wake us without end.
+        if is_blocked(backend) {
+            sleep(PAUSE).await;
+        }
+    }
+    let _ = icmp::keep_errors(backend, target.ip(), false);
+    Ok(())
+}
+
+fn is_blocked(backend: &Stream) -> bool {
+    let sent = backend.send(&[]);
+    sent.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+}
