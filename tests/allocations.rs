@@ -113,9 +113,14 @@ fn count_exchanges(
     };
     // The first ones may fetch what stays: pipes, room in tables.
     (0..times).for_each(|_| one());
-    let region = Region::new(ALLOCATOR);
-    (0..times).for_each(|_| one());
-    let asked = requests(&region);
+    // What the proxy does besides (watching routes, say) may fall into one series, but not into
+    // all of them, as what a message asks for would.
+    let series = (0..5).map(|_| {
+        let region = Region::new(ALLOCATOR);
+        (0..times).for_each(|_| one());
+        requests(&region)
+    });
+    let asked = series.min().unwrap_or_default();
     drop(near);
     answering.join().expect("the backend does not panic");
     assert_eq!(asked, 0, "allocations in {times} times {what}");
