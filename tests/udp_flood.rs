@@ -4,7 +4,6 @@
 mod support;
 
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,10 +11,13 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 use support::datagrams::{Scene, every, receive};
 use support::vitals::{descriptors, memory};
+use support::wait_until;
 
 const FORGED: u32 = 100_000;
 const LASTS: Duration = Duration::from_secs(10);
 const SERVED_WITHIN: Duration = Duration::from_millis(100);
+/// Ends the backend.
+const OVER: &[u8] = b"over";
 const MEMORY: usize = 200 << 20;
 
 #[test]
@@ -25,12 +27,10 @@ fn a_flood_of_forged_clients_stops_nobody() {
     let (flooder, near) = (scene.socket(), scene.socket());
     scene.converse(&near, "203.0.113.1:1");
     hold_bursts(&scene.backend);
-    let over = AtomicBool::new(false);
     let (mut waits, mut most_memory) = (Vec::new(), 0);
     thread::scope(|scope| {
         let backend = scene.backend.try_clone().unwrap();
-        let over = &over;
-        scope.spawn(move || echo(&backend, over));
+        let echo = scope.spawn(move || echo(&backend));
         let flood = scope.spawn(|| flood(&flooder));
         while !flood.is_finished() {
             waits.push(serve(&near, waits.len() as u32));
@@ -38,9 +38,10 @@ fn a_flood_of_forged_clients_stops_nobody() {
             thread::sleep(LASTS / 200); // the pace of the new clients, not a wait for anything
         }
         let lasted = flood.join().unwrap();
-        over.store(true, Ordering::Relaxed);
-        // The echo's last datagram, so that it sees the end.
-        serve(&near, u32::MAX >> 8);
+        wait_until("the backend has ended", || {
+            near.send(&every("203.0.113.1:1", OVER)).unwrap();
+            echo.is_finished()
+        });
         assert!(
             lasted < LASTS + LASTS / 5,
             "the flood took {lasted:?}: this machine is too busy to tell"
@@ -107,10 +108,13 @@ fn hold_bursts(backend: &UdpSocket) {
     }
 }
 
-/// Answers every datagram with itself.
-fn echo(backend: &UdpSocket, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
+/// Answers every datagram with itself, until one says that it is over.
+fn echo(backend: &UdpSocket) {
+    loop {
         let (payload, from) = receive(backend);
+        if payload == OVER {
+            return;
+        }
         let _ = backend.send_to(&payload, from);
     }
 }

@@ -11,18 +11,31 @@ use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, send};
 use support::{Backend, Host, Program, addr, repository};
 
+/// When systemd comes to ExecStartPost: for a `Type=simple` service as soon as the program is
+/// executed, which may be before or after it has set itself up.
+#[derive(PartialEq)]
+enum Then {
+    AtOnce,
+    OnceItListens,
+}
+
 #[test]
 fn realpeer_takes_go_mmproxys_place_in_its_unit() {
-    start_serve_and_stop(&Program::Realpeer.path());
+    start_serve_and_stop(&Program::Realpeer.path(), Then::AtOnce);
+}
+
+#[test]
+fn realpeer_does_not_stand_in_the_way_of_the_units_own_rules() {
+    start_serve_and_stop(&Program::Realpeer.path(), Then::OnceItListens);
 }
 
 #[test]
 fn the_unit_is_one_that_go_mmproxy_itself_runs_with() {
-    start_serve_and_stop("/usr/bin/go-mmproxy");
+    start_serve_and_stop("/usr/bin/go-mmproxy", Then::AtOnce);
 }
 
-/// Does with the unit what systemd does for a `Type=simple` service.
-fn start_serve_and_stop(program: &str) {
+/// Does with the unit what systemd does.
+fn start_serve_and_stop(program: &str, then: Then) {
     let unit =
         fs::read_to_string(repository("tests/data/go-mmproxy.service")).expect("the unit is there");
     let (balancer, server) = wire();
@@ -32,12 +45,19 @@ fn start_serve_and_stop(program: &str) {
     ];
     let untouched = routing(&server);
 
-    // ExecStartPost follows as soon as the program is executed, which may be before it listens.
     let exec_start = commands(&unit, "ExecStart");
     assert_eq!(exec_start.len(), 1);
     assert_eq!(exec_start[0][0], "/usr/bin/go-mmproxy");
     let arguments: Vec<&str> = exec_start[0][1..].iter().map(String::as_str).collect();
     let mut proxy = server.spawn(&[&[program], arguments.as_slice()].concat());
+    if then == Then::OnceItListens {
+        server.wait_for_port(2222);
+        // Whether a rule can be added twice depends on the kernel, so we look ourselves.
+        let taken = routing(&server)
+            .into_iter()
+            .find(|line| line.contains("123"));
+        assert_eq!(taken, None, "table 123 is the unit's");
+    }
     run_each(&server, &unit, "ExecStartPost", 4);
 
     server.wait_for_port(2222);

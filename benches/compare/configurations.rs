@@ -11,7 +11,7 @@ pub fn haproxy(stage: &Stage) -> Vec<String> {
     let config = format!(
         "global
   nbthread {THREADS}
-  maxconn 9500
+  maxconn 6000
   tune.pipesize 1048576
 defaults
   mode tcp

@@ -56,6 +56,8 @@ fn compare(stage: &Stage, options: &Options) {
         eprintln!("{name} is not installed: left out (benches/README.md says where it comes from)");
     }
     let mut table = Table::new(&peers);
+    let how = format!("medians of {} rounds of {} s", options.rounds, options.secs);
+    println!("{}\n{}", table::machine(&how), table.head());
     for &test in &options.tests {
         for round in 1..=options.rounds {
             for (column, peer) in peers.iter().enumerate() {
@@ -68,10 +70,8 @@ fn compare(stage: &Stage, options: &Options) {
                 }
             }
         }
+        print!("{}", table.rows(test));
     }
-    let how = format!("medians of {} rounds of {} s", options.rounds, options.secs);
-    println!("{}", table::machine(&how));
-    println!("{table}");
 }
 
 /// The figures of one test, or none if something broke: the others go on.

@@ -91,8 +91,10 @@ impl Peer {
 
     /// The version it says it is.
     pub fn version(&self) -> String {
-        let Some(program) = &self.program else {
-            return String::new();
+        // mmproxy-rs does not tell its own.
+        let program = match &self.program {
+            Some(program) if self.name != "mmproxy-rs" => program,
+            _ => return String::new(),
         };
         let mut command = match self.name {
             "go-mmproxy" => Command::new("dpkg-query"),
@@ -101,12 +103,9 @@ impl Peer {
         command.args(match self.name {
             "go-mmproxy" => &["-W", "-f", "${Version}", "go-mmproxy"][..],
             "realpeer" => &["-version"],
-            "mmproxy-rs" => &["--version"],
-            "other-go-mmproxy" => &["-version"],
             _ => &["-v"],
         });
         let output = command.output().ok();
-        // mmproxy-rs does not know it.
         let Some(output) = output.filter(|output| output.status.success()) else {
             return String::new();
         };

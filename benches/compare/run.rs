@@ -60,17 +60,11 @@ impl Run {
         };
         let myself = std::env::current_exe().expect("the path of this program");
         let myself = myself.to_str().expect("a path in UTF-8");
-        let backend = stage
-            .host
-            .spawn(&[myself, "backend", backend])
-            .ends_by(Signal::SIGTERM);
-        wait_for(table, target);
+        let backend = start(stage, &[myself, "backend", backend], table, target);
         let proxy = (!peer.is_direct()).then(|| {
             let words = peer.command(stage, udp);
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let proxy = stage.host.spawn(&words).ends_by(Signal::SIGTERM);
-            wait_for(table, PROXY);
-            proxy
+            start(stage, &words, table, PROXY)
         });
         let to = addr(if proxy.is_some() { PROXY } else { target });
         Run {
@@ -107,16 +101,28 @@ impl Run {
     }
 }
 
-/// Waits until a socket of this protocol is bound to this address' port.
-fn wait_for(protocol: &str, address: &str) {
+/// Starts a program and waits until it listens on `address`.
+fn start(stage: &Stage, words: &[&str], protocol: &str, address: &str) -> Running {
+    let mut program = stage.host.spawn(words).ends_by(Signal::SIGTERM);
+    wait_until(&format!("{words:?} listens on {address}"), || {
+        assert!(
+            !program.has_ended(),
+            "{words:?} ended: {:?}",
+            program.stderr()
+        );
+        is_bound(protocol, address)
+    });
+    program
+}
+
+/// Whether a socket of this protocol has the port of `address` and no other end.
+fn is_bound(protocol: &str, address: &str) -> bool {
     let port = format!(":{:04X} ", addr(address).port());
     let file = format!("/proc/thread-self/net/{protocol}");
-    wait_until(&format!("somebody listens on {address}"), || {
-        let table = fs::read_to_string(&file).expect("read the table of sockets");
-        // "0: 0100007F:1F40 00000000:0000 0A": bound, and to no other end.
-        table.lines().any(|line| {
-            line.split_once(&port)
-                .is_some_and(|(_, rest)| rest.starts_with("00000000:0000 "))
-        })
-    });
+    let table = fs::read_to_string(&file).expect("read the table of sockets");
+    // "0: 0100007F:1F40 00000000:0000 0A": ours, and nobody's.
+    table.lines().any(|line| {
+        line.split_once(&port)
+            .is_some_and(|(_, rest)| rest.starts_with("00000000:0000 "))
+    })
 }

@@ -1,7 +1,6 @@
 //! The medians as a Markdown table, and what they were measured on.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::process::Command;
 
@@ -44,14 +43,6 @@ impl Table {
             row.columns[column].push(figure.value);
         }
     }
-
-    fn column(&self, name: &str) -> impl Fn(&[Option<f64>]) -> Option<f64> {
-        let at = self
-            .names
-            .iter()
-            .position(|column| column.split(' ').next() == Some(name));
-        move |medians| at.and_then(|at| medians[at])
-    }
 }
 
 impl Row {
@@ -74,33 +65,37 @@ impl Row {
     }
 }
 
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "| | | {} | realpeer / best other |",
-            self.names.join(" | ")
-        )?;
-        writeln!(f, "|---|---|{}---|", "---:|".repeat(self.names.len()))?;
-        let ours = self.column("realpeer");
-        let mut last = None;
-        for ((test, _), row) in &self.rows {
-            let title = if last == Some(test) { "" } else { test.title() };
-            last = Some(test);
-            let medians = row.medians();
-            let cells: Vec<String> = medians.iter().map(|median| cell(*median)).collect();
-            let ratio = ours(&medians).zip(row.best(&self.names, &medians));
-            let verdict = ratio.map_or(String::new(), |(ours, best)| {
-                verdict(ours / best, row.figure.more_is_better)
-            });
-            writeln!(
-                f,
-                "| {title} | {} | {} | {verdict} |",
-                row.figure.name,
-                cells.join(" | ")
-            )?;
-        }
-        Ok(())
+impl Table {
+    /// The heading.
+    pub fn head(&self) -> String {
+        format!(
+            "| | | {} | realpeer / best other |\n|---|---|{}---|",
+            self.names.join(" | "),
+            "---:|".repeat(self.names.len())
+        )
+    }
+
+    /// The rows of one test.
+    pub fn rows(&self, test: Test) -> String {
+        let rows = self.rows.range((test, 0)..=(test, usize::MAX));
+        rows.map(|(_, row)| self.line(test, row)).collect()
+    }
+
+    fn line(&self, test: Test, row: &Row) -> String {
+        let medians = row.medians();
+        let cells: Vec<String> = medians.iter().map(|median| cell(*median)).collect();
+        let ours = self.column("realpeer").and_then(|at| medians[at]);
+        let ratio = ours.zip(row.best(&self.names, &medians));
+        let verdict = ratio.map_or(String::new(), |(ours, best)| {
+            verdict(ours / best, row.figure.more_is_better)
+        });
+        let (title, name) = (test.title(), row.figure.name);
+        format!("| {title} | {name} | {} | {verdict} |\n", cells.join(" | "))
+    }
+
+    fn column(&self, name: &str) -> Option<usize> {
+        let mut names = self.names.iter();
+        names.position(|column| column.split(' ').next() == Some(name))
     }
 }
 

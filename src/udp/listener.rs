@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::epoll::EpollEvent;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::sleep_until;
@@ -33,6 +35,9 @@ const EVENTS: usize = 256;
 /// The number of the listening socket among the poller's.
 const LISTENER: u64 = u64::MAX;
 
+/// Descriptors that the kernel's table is made for at start, at most: 512 KiB of memory.
+const WIDEST_TABLE: u64 = 65_535;
+
 /// Bindings of style `first`, in flows: a binding is kept when its flow made room.
 const BINDINGS_A_FLOW: usize = 4;
 
@@ -55,6 +60,7 @@ pub struct Listener {
 
 /// Opens the listening sockets, all on one address, and tells that address.
 pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
+    widen_descriptor_table();
     let mut listen = settings.listen;
     let mut sockets = Vec::with_capacity(settings.listeners);
     for _ in 0..settings.listeners {
@@ -70,6 +76,18 @@ pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
         tracing::warn!(%error, "a client that comes by several load-balancer sockets may get several ports: the kernel takes no program for SO_ATTACH_REUSEPORT_CBPF");
     }
     Ok((sockets, listen))
+}
+
+/// The kernel's table of our descriptors doubles when it is full, and waits for all processors
+/// each time (synchronize_rcu, up to some 100 ms on a busy machine): in the middle of a flood, no
+/// flow would move meanwhile. So it gets its size before there are flows.
+fn widen_descriptor_table() {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let highest = limit.saturating_sub(1).min(WIDEST_TABLE) as i32;
+    // Only a help: a duplicate with a high number, closed at once.
+    if let Ok(high) = fcntl(std::io::stdout(), FcntlArg::F_DUPFD_CLOEXEC(highest)) {
+        let _ = nix::unistd::close(high);
+    }
 }
 
 fn cannot_listen(listen: SocketAddr) -> String {
