@@ -1,12 +1,14 @@
-//! Looking a peer up in a list of networks: once a connection, with lists of any length.
+//! Looking a peer up in a list of networks, and a client among the bans: once a connection, with
+//! lists of any length.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use realpeer::bans::{Ban, Bans};
 use realpeer::networks::Networks;
 
-criterion_group!(benches, look_up);
+criterion_group!(benches, look_up, look_up_ban);
 criterion_main!(benches);
 
 /// The networks of the list are 10.x.y.z/32 and 2001:db8:…/64 in turn, spread over the range.
@@ -57,5 +59,31 @@ fn look_up(criterion: &mut Criterion) {
                 b.iter(|| networks.contains(*black_box(next.next().expect("it cycles"))));
             });
         }
+    }
+}
+
+/// What a connection pays for the bans when its client has none.
+fn look_up_ban(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("bans");
+    for length in [10, 1_000, 100_000] {
+        let bans = Bans::open(None, None).expect("bans in memory");
+        for number in 0..length {
+            let ban = Ban {
+                network: IpAddr::from(v4(2 * number)).into(),
+                listener: None,
+                since: 0,
+                until: None,
+                reason: String::new(),
+            };
+            bans.ban(ban).expect("a ban in memory");
+        }
+        assert!(bans.find(v4(2 * length - 2).into()).is_some());
+        let asked: Vec<IpAddr> = (0..4096)
+            .map(|n| v4(2 * (n * 7919 % length) + 1).into())
+            .collect();
+        let mut next = asked.iter().cycle();
+        group.bench_function(BenchmarkId::new("free", length), |b| {
+            b.iter(|| bans.find(*black_box(next.next().expect("it cycles"))));
+        });
     }
 }

@@ -3,6 +3,7 @@
 //! between: carrying bytes costs nothing for it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -25,8 +26,17 @@ pub struct Session {
     pub began: Instant,
     /// Whose it is and where it goes, once its header was read.
     pub route: Option<Route>,
-    task: AbortHandle,
+    means: Means,
     ended_by: Option<EndedBy>,
+}
+
+/// How it is ended.
+#[derive(Clone, Debug)]
+enum Means {
+    /// A TCP connection is a task.
+    Task(AbortHandle),
+    /// A UDP flow looks here itself, at its next datagram, when `Sessions::kills` has changed.
+    Flow,
 }
 
 /// What a header said.
@@ -53,6 +63,7 @@ pub enum EndedBy {
 #[derive(Debug)]
 pub struct Sessions {
     open: Mutex<Open>,
+    kills: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -61,6 +72,26 @@ struct Open {
     step: u64,
     /// It keeps its room when connections end: a new one then needs no memory.
     sessions: HashMap<SessionId, Session>,
+}
+
+impl Session {
+    fn new(peer: PeerAddr, route: Option<Route>, means: Means) -> Session {
+        Session {
+            peer,
+            began: Instant::now(),
+            route,
+            means,
+            ended_by: None,
+        }
+    }
+}
+
+impl Open {
+    fn next_id(&mut self) -> SessionId {
+        let id = self.next;
+        self.next += self.step;
+        id
+    }
 }
 
 impl Sessions {
@@ -72,25 +103,31 @@ impl Sessions {
                 step: workers as u64,
                 sessions: HashMap::new(),
             }),
+            kills: AtomicU64::new(0),
         }
     }
 
     /// Lists a connection whose task `start` spawns. The task may come here only from another
     /// thread or later, which spawning onto a runtime makes sure of.
     pub fn begin(&self, peer: PeerAddr, start: impl FnOnce(SessionId) -> AbortHandle) {
-        let began = Instant::now();
         let mut open = self.open();
-        let id = open.next;
-        open.next += open.step;
-        let task = start(id);
-        let session = Session {
-            peer,
-            began,
-            route: None,
-            task,
-            ended_by: None,
-        };
+        let id = open.next_id();
+        let means = Means::Task(start(id));
+        open.sessions.insert(id, Session::new(peer, None, means));
+    }
+
+    /// Lists a UDP flow.
+    pub fn begin_flow(&self, peer: PeerAddr, route: Route) -> SessionId {
+        let mut open = self.open();
+        let id = open.next_id();
+        let session = Session::new(peer, Some(route), Means::Flow);
         open.sessions.insert(id, session);
+        id
+    }
+
+    /// A number that changes when connections were ended by somebody's will.
+    pub fn kills(&self) -> u64 {
+        self.kills.load(Ordering::Acquire)
     }
 
     /// Tells whose connection it is. Whoever bans that client from now on finds it here.
@@ -116,10 +153,14 @@ impl Sessions {
         self.visit(|id, session| {
             if session.ended_by.is_none() && which(id, session) {
                 session.ended_by = Some(by);
-                session.task.abort();
+                if let Means::Task(task) = &session.means {
+                    task.abort();
+                }
                 count += 1;
             }
         });
+        // Only now, so that a flow that sees the number change finds the reason.
+        self.kills.fetch_add(1, Ordering::Release);
         count
     }
 

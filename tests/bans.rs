@@ -206,6 +206,33 @@ fn a_ban_ends_udp_flows_too() {
 }
 
 #[test]
+fn udp_flows_are_listed_and_can_be_killed() {
+    let ctl = Ctl::new();
+    let path = ctl.path();
+    let scene = Scene::new(&["-control", &path, "-v", "2"]);
+    let near = scene.socket();
+    scene.converse(&near, CLIENT);
+    scene.converse(&near, "203.0.113.8:40000");
+    let listed = ctl.ok("connections");
+    assert!(
+        listed.contains(CLIENT) && listed.contains("203.0.113.8:40000"),
+        "{listed}"
+    );
+    ctl.ok("kill 203.0.113.7");
+    // The client is no enemy: its next datagram begins a new flow.
+    scene.converse(&near, CLIENT);
+    scene
+        .proxy
+        .wait_for_line(r#""end":"ended by realpeer ctl kill""#);
+    scene.converse(&near, "203.0.113.8:40000");
+    let banned = ctl.ok("ban 203.0.113.8");
+    assert!(
+        banned.contains('1'),
+        "a ban tells how many it ended: {banned}"
+    );
+}
+
+#[test]
 fn health_checks_over_udp_outlive_a_ban_on_the_load_balancer() {
     let ctl = Ctl::new();
     let path = ctl.path();

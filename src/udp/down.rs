@@ -38,7 +38,7 @@ impl Listener {
     }
 
     fn collect(&mut self, key: Key, now: Instant) {
-        if self.flows.judge(key).is_err() {
+        if !matches!(self.flows.judge(key), Ok(true)) {
             return;
         }
         let before = self.batch.received().len();

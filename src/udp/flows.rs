@@ -14,10 +14,11 @@ use super::journal::{self, Ending};
 use super::lru::{Key, Lru};
 use super::outbox::Envelope;
 use super::poller::Poller;
-use crate::addr::{ClientAddr, TargetAddr, canonical};
+use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
 use crate::header::spp;
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
+use crate::sessions::{Route, SessionId, Sessions};
 use crate::stats::Count;
 use crate::sys::datagram::LocalIp;
 use crate::upstream::{self, Connecting, Kind, UpstreamError};
@@ -43,7 +44,9 @@ pub struct Flow {
     pub down: Traffic,
     /// When it began.
     pub began: Instant,
-    /// The bans that had been spoken when its client was last found free of them.
+    /// Its entry among the worker's sessions.
+    id: SessionId,
+    /// `Flows::spoken` when the flow was last found to be wanted.
     judged: Cell<u64>,
 }
 
@@ -113,23 +116,44 @@ impl Flows {
         self.table.touch(key, now)
     }
 
-    /// Ends a flow whose client was banned since it was looked at last. While nobody is banned
-    /// this costs a look at a number.
-    pub fn judge(&mut self, key: Key) -> Result<(), Refusal> {
-        let bans = &self.proxy.admission.bans;
-        let spoken = bans.spoken();
+    /// Whether a flow goes on. One that was killed, or whose client was banned, ends here, and for
+    /// a banned client this fails. While nobody is, this costs a look at two numbers.
+    pub fn judge(&mut self, key: Key) -> Result<bool, Refusal> {
+        let spoken = self.spoken();
         let Some(flow) = self.table.get(key) else {
-            return Ok(());
+            return Ok(false);
         };
-        if flow.judged.replace(spoken) == spoken || !is_named(flow.client, &flow.back) {
-            return Ok(());
+        if flow.judged.replace(spoken) == spoken {
+            return Ok(true);
         }
-        let judgement = self.proxy.admission.free_of_bans(flow.client);
-        if judgement.is_err() {
+        let killed = self.sessions().ended_by(flow.id).is_some();
+        let judgement = match is_named(flow.client, &flow.back) {
+            true => self.proxy.admission.free_of_bans(flow.client),
+            false => Ok(()),
+        };
+        if killed || judgement.is_err() {
             self.count(Count::Killed);
-            self.end(key, Ending::Banned);
+            let banned = judgement.is_err();
+            self.end(
+                key,
+                if banned {
+                    Ending::Banned
+                } else {
+                    Ending::Killed
+                },
+            );
         }
-        judgement
+        judgement.map(|()| !killed)
+    }
+
+    /// A number that changes whenever a ban was spoken or a flow was killed.
+    fn spoken(&self) -> u64 {
+        let bans = self.proxy.admission.bans.spoken();
+        bans.wrapping_add(self.sessions().kills())
+    }
+
+    fn sessions(&self) -> &Sessions {
+        &self.proxy.workers[self.worker].sessions
     }
 
     /// Begins a flow. Fails if its client is not wanted, or if no socket can claim the client.
@@ -141,8 +165,9 @@ impl Flows {
         poller: &Poller,
         now: Instant,
     ) -> Result<Key, Refusal> {
-        let judged = Cell::new(self.proxy.admission.bans.spoken());
-        if is_named(client, &back) {
+        let judged = Cell::new(self.spoken());
+        let named = is_named(client, &back);
+        if named {
             self.proxy.admission.wanted(client)?;
         }
         self.count(Count::Accepted);
@@ -158,6 +183,13 @@ impl Flows {
         }
         // Worth a try: a backend that sends runs of datagrams at once is then read at once.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        let peer = PeerAddr(canonical(back.peer));
+        let route = Route {
+            client,
+            target,
+            named,
+        };
+        let id = self.sessions().begin_flow(peer, route);
         let flow = Flow {
             socket,
             client,
@@ -166,6 +198,7 @@ impl Flows {
             up: Traffic::default(),
             down: Traffic::default(),
             began: now,
+            id,
             judged,
         };
         let key = self.table.insert(flow, now);
@@ -232,6 +265,7 @@ impl Flows {
         let Some(flow) = self.table.remove(key) else {
             return;
         };
+        self.sessions().end(flow.id);
         self.by_ends.remove(&(flow.client, flow.target));
         if let Some(count) = self.by_client.get_mut(&flow.client) {
             *count -= 1;

@@ -21,6 +21,8 @@ pub enum Ending {
     Evicted,
     /// Its client was banned.
     Banned,
+    /// An administrator ended it.
+    Killed,
     /// The proxy stops.
     Stopped,
     /// Its socket could not be watched.
@@ -33,6 +35,7 @@ impl fmt::Display for Ending {
             Ending::Silent => "silent for -close-after",
             Ending::Evicted => "made room for a new flow",
             Ending::Banned => "client banned",
+            Ending::Killed => "ended by realpeer ctl kill",
             Ending::Stopped => "realpeer stops",
             Ending::Unwatched => "its socket could not be watched",
         })

@@ -63,12 +63,11 @@ impl Listener {
         let spp = (self.style == UdpHeader::Spp).then(|| bytes.first_chunk().copied());
         let spp = spp.flatten();
         let back = Back { peer, local, spp };
-        let key = match self.flows.find(reading.client, reading.target) {
-            Some(key) => {
-                self.flows.judge(key)?;
-                key
-            }
-            None => {
+        let known = self.flows.find(reading.client, reading.target);
+        let key = match known {
+            Some(key) if self.flows.judge(key)? => key,
+            // A new client, or one whose flow was killed.
+            _ => {
                 if self.flows.is_full() {
                     // What waits for the flow that makes room must not reach its successor.
                     self.forward();
