@@ -2,8 +2,7 @@
 //! connection comes here when it begins, when its client is known and when it ends, and never in
 //! between: carrying bytes costs nothing for it.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -60,7 +59,8 @@ pub struct Sessions {
 struct Open {
     next: SessionId,
     step: u64,
-    sessions: BTreeMap<SessionId, Session>,
+    /// It keeps its room when connections end: a new one then needs no memory.
+    sessions: HashMap<SessionId, Session>,
 }
 
 impl Sessions {
@@ -70,7 +70,7 @@ impl Sessions {
             open: Mutex::new(Open {
                 next: number as u64 + 1,
                 step: workers as u64,
-                sessions: BTreeMap::new(),
+                sessions: HashMap::new(),
             }),
         }
     }
@@ -132,18 +132,14 @@ impl Sessions {
 
     /// Goes through all of them, page by page, so that no connection waits for long.
     fn visit(&self, mut action: impl FnMut(SessionId, &mut Session)) {
-        let mut from = Bound::Unbounded;
-        loop {
+        let mut ids: Vec<SessionId> = self.open().sessions.keys().copied().collect();
+        ids.sort_unstable();
+        for page in ids.chunks(PAGE) {
             let mut open = self.open();
-            let page = open.sessions.range_mut((from, Bound::Unbounded)).take(PAGE);
-            let mut last = None;
-            for (id, session) in page {
-                action(*id, session);
-                last = Some(*id);
-            }
-            match last {
-                Some(id) => from = Bound::Excluded(id),
-                None => return,
+            for id in page {
+                if let Some(session) = open.sessions.get_mut(id) {
+                    action(*id, session);
+                }
             }
         }
     }

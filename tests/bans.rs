@@ -50,7 +50,9 @@ fn a_ban_ends_open_sessions_by_a_reset_and_refuses_new_ones() {
         line.contains(r#""network":"203.0.113.7/32","seconds":3600"#),
         "{line}"
     );
-    let line = stage.proxy.wait_for_line(r#""end":"client banned""#);
+    let line = stage.proxy.wait_for("end of the first session", |line| {
+        line.contains(r#""end":"client banned""#) && line.contains(CLIENT)
+    });
     assert!(line.contains(r#""bytesUp":5,"bytesDown":8"#), "{line}");
     stage.proxy.wait_for_line("too_many_log-ins");
 

@@ -137,7 +137,9 @@ fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens(
 
     let trace = fs::read_to_string(trace).expect("the trace");
     let line = |text: &str| {
-        let position = trace.lines().position(|line| line.contains(text));
+        // The last one counts: the port is tried before it is opened for good.
+        let lines: Vec<&str> = trace.lines().collect();
+        let position = lines.iter().rposition(|line| line.contains(text));
         position.unwrap_or_else(|| panic!("no {text} in {trace}"))
     };
     let private = line("0700) = 0");
@@ -277,10 +279,14 @@ fn the_usual_place_goes_by_the_name() {
         "mount -t tmpfs none /run && exec \"$@\"",
         "sh",
     ];
-    let first = Stage::under(Program::Realpeer, &own_run, &[]);
+    let first = Stage::under(Program::Realpeer, &own_run, &["-control", ""]);
     let same_run = format!("--mount=/proc/{}/ns/mnt", first.proxy.pid());
     let inside = ["nsenter", &same_run];
-    let second = Stage::under(Program::Realpeer, &inside, &["-name", "web"]);
+    let second = Stage::under(
+        Program::Realpeer,
+        &inside,
+        &["-name", "web", "-control", ""],
+    );
     let off = Stage::under(
         Program::Realpeer,
         &inside,

@@ -45,7 +45,7 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
     };
     // Boxed, because it needs room that an open connection should not keep.
     match Box::pin(story.open()).await {
-        Ok(session) => story.orderly = story.carry(session).await,
+        Ok(mut session) => story.orderly = story.carry(&mut session).await,
         Err(refusal) => {
             story.refused(&refusal);
             story.orderly = !refusal.resets();
@@ -123,20 +123,20 @@ impl Story {
     }
 
     /// Carries bytes both ways; true if both sides came to an orderly end.
-    async fn carry(&self, session: Session) -> bool {
+    async fn carry(&self, session: &mut Session) -> bool {
         self.stats(Count::Served, 1);
-        let backend = session.backend;
+        let backend = &session.backend;
         let mut carrying = Carrying {
             relay: Relay::new(
                 &self.near,
-                &backend,
+                backend,
                 session.sent,
-                session.unsent,
+                std::mem::take(&mut session.unsent),
                 session.more,
             ),
             story: self,
-            backend: &backend,
-            unique_id: session.unique_id,
+            backend,
+            unique_id: session.unique_id.take(),
             end: None,
         };
         let end = (&mut carrying.relay).await;

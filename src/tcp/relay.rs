@@ -22,8 +22,8 @@ const FULL_READS: u8 = 2;
 const SMALL_SPLICE: usize = 16 << 10;
 const SMALL_SPLICES: u8 = 4;
 
-/// Bytes one direction may move before other connections get their turn.
-const TURN: usize = 1 << 20;
+/// Bytes one direction may move before other connections get their turn: half a millisecond.
+const TURN: usize = 4 << 20;
 
 /// What a try costs of the turn at least.
 const TRY: usize = 4 << 10;
