@@ -22,7 +22,7 @@ pub fn with_deadline(stream: TcpStream) -> TcpStream {
 }
 
 /// Reads what is there, or waits for it. A read with a deadline is interrupted where one without
-/// would go on, for instance after the machine was suspended.
+/// goes on: when the process is stopped and continued (signal(7)).
 pub fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.read(buffer) {
