@@ -122,6 +122,8 @@ fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens(
     let trace = traces.path("trace");
     let wrapper = [
         "strace",
+        // It stands aside, so that the program is our child and ends with the test.
+        "-D",
         "-f",
         "-e",
         "trace=mkdir,bind,chmod,fchmodat,rename,listen,umask",

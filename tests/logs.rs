@@ -68,18 +68,16 @@ fn into_a_pipe_text_may_be_asked_for() {
 /// The proxy with a terminal for its standard output, whose lines are collected.
 fn on_a_terminal(flags: &[&str]) -> (Host, Host, Running) {
     let (balancer, server) = wire();
-    let words = [
-        &[Program::Realpeer.path().as_str(), "-l", "0.0.0.0:2222"],
-        flags,
-    ]
-    .concat()
-    .join(" ");
+    // script leaves its child behind when it is killed, so the kernel is told to end it too.
+    let guarded = "exec setpriv --pdeathsig KILL";
+    let program = Program::Realpeer.path();
+    let words = [&[guarded, &program, "-l", "0.0.0.0:2222"], flags]
+        .concat()
+        .join(" ");
     // script's own record of the session goes the same way as what it shows.
     let directory = TempDir::new();
     let record = directory.path("typescript").display().to_string();
     let proxy = server.spawn(&["script", "-qefc", &words, &record]);
-    // It must end the program on its terminal itself.
-    let proxy = proxy.ends_by(Signal::SIGTERM);
     proxy.wait_for_line("listening");
     (balancer, server, proxy)
 }

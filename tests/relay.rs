@@ -5,15 +5,16 @@ mod support;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::PollFlags;
 use support::header::v1;
 use support::stage::{CLIENT, VISITED};
 use support::streams::{
-    assert_carries, assert_closed, assert_reset, finish_sending, receive, receive_all, reset, send,
+    assert_carries, assert_closed, assert_reset, finish_sending, is_ready, read, receive,
+    receive_all, reset, send,
 };
 use support::{Program, Session, Stage, TempDir, vitals, wait_until};
 
@@ -327,8 +328,7 @@ fn fill(mut stream: &TcpStream, most: u64) -> u64 {
                 taken += count as u64;
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                let mut wanted = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
-                if poll(&mut wanted, 1_000u16).expect("poll a stream") == 0 {
+                if !is_ready(&stream, PollFlags::POLLOUT, Duration::from_secs(1)) {
                     break;
                 }
             }
@@ -406,7 +406,7 @@ fn exchange(near: &TcpStream, far: &TcpStream, count: u64) {
 
 /// Sends so many bytes one way and compares checksums.
 #[track_caller]
-fn one_way(mut from: &TcpStream, mut to: &TcpStream, count: u64) {
+fn one_way(mut from: &TcpStream, to: &TcpStream, count: u64) {
     const PIECE: usize = 64 << 10;
     let (sent, received) = thread::scope(|scope| {
         let sender = scope.spawn(move || {
@@ -422,7 +422,7 @@ fn one_way(mut from: &TcpStream, mut to: &TcpStream, count: u64) {
         let (mut buffer, mut sum, mut left) = (vec![0; PIECE], 0, count);
         while left > 0 {
             let most = left.min(PIECE as u64) as usize;
-            let got = to.read(&mut buffer[..most]).expect("receive bulk");
+            let got = read(to, &mut buffer[..most]).expect("receive bulk");
             assert!(got > 0, "the stream ended {left} bytes too early");
             sum = crc32c::crc32c_append(sum, &buffer[..got]);
             left -= got as u64;

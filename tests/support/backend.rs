@@ -1,9 +1,9 @@
 //! A backend that the test plays itself: it accepts, and the test says what happens then.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 
 use super::{DEADLINE, Host, addr, streams, wait_until};
 
@@ -24,9 +24,7 @@ impl Backend {
     /// The next connection and the address that it comes from.
     #[track_caller]
     pub fn accept(&self) -> (TcpStream, SocketAddr) {
-        let mut wanted = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(DEADLINE).expect("the deadline fits");
-        poll(&mut wanted, timeout).expect("poll a listener");
+        streams::is_ready(&self.0, PollFlags::POLLIN, DEADLINE);
         let (stream, from) = self.0.accept().expect("nothing connected to the backend");
         stream
             .set_nonblocking(false)
@@ -44,8 +42,7 @@ impl Backend {
     }
 
     fn has_somebody(&self) -> bool {
-        let mut wanted = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        poll(&mut wanted, PollTimeout::ZERO).expect("poll a listener") > 0
+        streams::is_ready(&self.0, PollFlags::POLLIN, Duration::ZERO)
     }
 
     /// Checks that nobody has connected. It proves something only after a condition that would

@@ -1,5 +1,6 @@
-//! A host is a network namespace of its own, held open by a file descriptor. Nothing in it can be
-//! reached from the machine the tests run on, so fixed ports and addresses are safe there.
+//! A host is a network namespace and a /run of its own, held open by file descriptors. Nothing in
+//! it can be reached from the machine the tests run on, so fixed ports, addresses and sockets in
+//! /run are safe there.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,30 +14,29 @@ use socket2::{Domain, Socket, Type};
 
 use super::{DEADLINE, Running, streams, wait_until};
 
-/// A private network namespace with its loopback interface up.
+/// A private network namespace with its loopback interface up, and an empty /run.
 pub struct Host {
     name: String,
-    namespace: File,
+    network: File,
+    mounts: File,
 }
 
 impl Host {
     /// Makes a host; `name` is for messages only.
     pub fn new(name: &str) -> Host {
-        // A thread of its own makes the namespace, because the test's thread should stay outside.
-        let namespace = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            File::open("/proc/thread-self/ns/net")
-        });
-        let namespace = namespace.join().expect("the thread does not panic").unwrap_or_else(|e| {
+        // A thread of its own makes the namespaces, because the test's thread should stay outside.
+        let made = thread::spawn(make_namespaces).join();
+        let (network, mounts) = made.expect("the thread does not panic").unwrap_or_else(|e| {
             panic!(
-                "cannot make a private network namespace ({e}). Run these tests by tests/run, or \
-                 as root. If tests/run fails so, this system forbids user namespaces: see \
+                "cannot make private namespaces ({e}). Run these tests by tests/run, or as root. \
+                 If tests/run fails so, this system forbids user namespaces: see \
                  user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns."
             )
         });
         let host = Host {
             name: name.to_owned(),
-            namespace,
+            network,
+            mounts,
         };
         host.run(&["ip", "link", "set", "lo", "up"]);
         host
@@ -78,11 +78,11 @@ impl Host {
         self.run(&words);
     }
 
-    /// Runs `action` on this host: sockets that it opens belong here for ever.
+    /// Runs `action` in this host's network: sockets that it opens belong here for ever.
     pub fn enter<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&self.namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+                setns(&self.network, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
                 action()
             });
             inside
@@ -95,7 +95,8 @@ impl Host {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
-            .arg(format!("--net={}", self.path()))
+            .arg(format!("--net={}", path(&self.network)))
+            .arg(format!("--mount={}", path(&self.mounts)))
             .arg("--")
             .arg(program);
         // An ordinary user's PATH on Debian lacks ip, nft, nginx and sshd.
@@ -211,12 +212,32 @@ impl Host {
     }
 
     fn path(&self) -> String {
-        format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            self.namespace.as_raw_fd()
-        )
+        path(&self.network)
     }
+}
+
+/// Where another process finds what we hold open.
+fn path(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+/// Leaves the thread in namespaces of its own and returns them.
+fn make_namespaces() -> io::Result<(File, File)> {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+    // Without the first line the second would reach the machine itself.
+    mount(&["--make-rprivate", "/"])?;
+    mount(&["-t", "tmpfs", "none", "/run"])?;
+    let own = |kind| File::open(format!("/proc/thread-self/ns/{kind}"));
+    Ok((own("net")?, own("mnt")?))
+}
+
+fn mount(arguments: &[&str]) -> io::Result<()> {
+    let output = Command::new("mount").args(arguments).output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(io::Error::other(said));
+    }
+    Ok(())
 }
 
 const ESTABLISHED: u8 = 0x01;

@@ -37,7 +37,7 @@ impl Sshd {
         directory.file("known_hosts", &format!("server {key}"));
         if geteuid().is_root() {
             // Where a sshd run by root puts its unprivileged half; Debian's unit makes it at boot.
-            fs::create_dir_all("/run/sshd").expect("make /run/sshd");
+            host.run(&["mkdir", "/run/sshd"]);
         }
         let config = config(&directory);
         let (running, logger) = match log {

@@ -2,7 +2,11 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::DEADLINE;
 
@@ -15,6 +19,28 @@ pub fn with_deadline(stream: TcpStream) -> TcpStream {
         .set_write_timeout(Some(DEADLINE))
         .expect("set a write timeout");
     stream
+}
+
+/// Reads what is there, or waits for it. A read with a deadline is interrupted where one without
+/// goes on: when the process is stopped and continued (signal(7)).
+pub fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Waits until a socket is ready for `what`, and returns whether it is.
+pub fn is_ready(socket: &impl AsFd, what: PollFlags, patience: Duration) -> bool {
+    let timeout = PollTimeout::try_from(patience).expect("the time fits");
+    loop {
+        match poll(&mut [PollFd::new(socket.as_fd(), what)], timeout) {
+            Err(Errno::EINTR) => {}
+            result => return result.expect("poll a socket") > 0,
+        }
+    }
 }
 
 /// Sends bytes.
@@ -63,8 +89,8 @@ pub fn finish_sending(stream: &TcpStream) {
 
 /// Waits until the other side has ended the connection, by a FIN or by a reset.
 #[track_caller]
-pub fn assert_closed(mut stream: &TcpStream) {
-    match stream.read(&mut [0; 1]) {
+pub fn assert_closed(stream: &TcpStream) {
+    match read(stream, &mut [0; 1]) {
         Ok(0) => {}
         Ok(_) => panic!("a byte came where the connection should be closed"),
         Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
@@ -99,8 +125,8 @@ pub fn assert_turned_away(dialled: io::Result<TcpStream>) {
 
 /// Waits until the other side has reset the connection.
 #[track_caller]
-pub fn assert_reset(mut stream: &TcpStream) {
-    match stream.read(&mut [0; 1]) {
+pub fn assert_reset(stream: &TcpStream) {
+    match read(stream, &mut [0; 1]) {
         Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
         other => panic!("expected a reset, and read {other:?}"),
     }
