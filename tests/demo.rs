@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::fs;
 use std::process::Command;
 
 use support::{Host, Program, TempDir};
@@ -42,8 +41,16 @@ fn it_shows_the_clients_address_and_touches_nothing() {
 fn it_runs_as_an_ordinary_user() {
     let dir = TempDir::new();
     let program = dir.path("realpeer");
-    fs::copy(Program::Realpeer.path(), &program)
-        .expect("copy the program to where everybody may run it");
+    // By a program of its own: a descriptor open for writing here could be inherited by another
+    // test's child, and the copy then not be run (ETXTBSY).
+    let copied = Command::new("cp")
+        .arg(Program::Realpeer.path())
+        .arg(&program)
+        .status();
+    assert!(
+        copied.is_ok_and(|status| status.success()),
+        "copy the program to where everybody may run it"
+    );
     // Root becomes somebody else; an ordinary user, to whom tests/run gave capabilities, drops them.
     let mut command = Command::new("setpriv");
     command.args(["--inh-caps=-all", "--ambient-caps=-all"]);
