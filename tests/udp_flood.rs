@@ -48,9 +48,9 @@ fn a_flood_of_forged_clients_stops_nobody() {
         );
     });
     waits.sort();
-    let (worst, most) = (waits[waits.len() - 1], waits[waits.len() * 9 / 10]);
+    let worst = waits[waits.len() - 1];
     println!(
-        "{} new clients during the flood: median {:?}, nine of ten within {most:?}, worst {worst:?}; \
+        "{} new clients during the flood: median {:?}, worst {worst:?}; \
          memory {} KiB, descriptors {}",
         waits.len(),
         waits[waits.len() / 2],
@@ -62,9 +62,7 @@ fn a_flood_of_forged_clients_stops_nobody() {
         "{} new clients is too few to tell",
         waits.len()
     );
-    // All were served. Where other programs want the processors too, a few may have waited for
-    // the scheduler instead of for the proxy.
-    assert!(most < SERVED_WITHIN, "a new client waited {most:?}");
+    assert!(worst < SERVED_WITHIN, "a new client waited {worst:?}");
     assert!(most_memory < MEMORY, "{most_memory} bytes of memory");
     scene.proxy.signal(Signal::SIGTERM);
     let line = scene.proxy.wait_for_line("\"stopped\"");
