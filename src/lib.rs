@@ -31,6 +31,7 @@ pub mod destination;
 pub mod doctor;
 pub mod header;
 pub mod limits;
+pub mod listening;
 pub mod log;
 pub mod networks;
 pub mod proxy;

@@ -6,13 +6,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::unix::AsyncFd;
 
 use super::connection;
 use crate::addr::{PeerAddr, canonical};
 use crate::config::Settings;
+use crate::listening;
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
 use crate::stats::Count;
@@ -28,22 +29,7 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Opens the listening sockets, all on one address, and tells that address.
 pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
-    let mut listen = settings.listen;
-    let mut sockets = Vec::with_capacity(settings.listeners);
-    for _ in 0..settings.listeners {
-        let socket = open(listen, settings).with_context(|| cannot_listen(listen))?;
-        // Port 0 lets the kernel choose: the others share its choice.
-        let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
-        listen = bound.context("the listener has no address")?;
-        sockets.push(socket.into());
-    }
-    Ok((sockets, listen))
-}
-
-fn cannot_listen(listen: SocketAddr) -> String {
-    format!(
-        "cannot listen on {listen}: is the port taken (ss -ltnp), the address this host's, or the port below 1024 without CAP_NET_BIND_SERVICE?"
-    )
+    listening::bind(settings, open)
 }
 
 fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
@@ -53,17 +39,7 @@ fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
-    if settings.listeners > 1 {
-        socket.set_reuse_port(true)?;
-    }
-    if listen.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    match (settings.listen_transparent, listen.is_ipv6()) {
-        (true, true) => socket.set_ip_transparent_v6(true)?,
-        (true, false) => socket.set_ip_transparent_v4(true)?,
-        (false, _) => {}
-    }
+    listening::prepare(&socket, listen, settings)?;
     // Accepted sockets inherit these, which saves two system calls a connection.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::epoll::EpollEvent;
 use nix::sys::resource::{Resource, getrlimit};
@@ -23,6 +23,7 @@ use super::poller::Poller;
 use super::reader::Reader;
 use super::steering;
 use crate::config::{Settings, UdpHeader};
+use crate::listening;
 use crate::proxy::Proxy;
 use crate::sys::datagram::{Batch, LARGEST};
 
@@ -61,15 +62,7 @@ pub struct Listener {
 /// Opens the listening sockets, all on one address, and tells that address.
 pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
     widen_descriptor_table();
-    let mut listen = settings.listen;
-    let mut sockets = Vec::with_capacity(settings.listeners);
-    for _ in 0..settings.listeners {
-        let socket = open(listen, settings).with_context(|| cannot_listen(listen))?;
-        // Port 0 lets the kernel choose: the others share its choice.
-        let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
-        listen = bound.context("the listener has no address")?;
-        sockets.push(socket.into());
-    }
+    let (sockets, listen) = listening::bind(settings, open)?;
     if sockets.len() > 1
         && let Err(error) = steering::by_client(&sockets, settings.udp_header)
     {
@@ -90,29 +83,13 @@ fn widen_descriptor_table() {
     }
 }
 
-fn cannot_listen(listen: SocketAddr) -> String {
-    format!(
-        "cannot listen on {listen}: is the port taken (ss -lunp), the address this host's, or the port below 1024 without CAP_NET_BIND_SERVICE?"
-    )
-}
-
 fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(listen),
         Type::DGRAM.nonblocking(),
         Some(Protocol::UDP),
     )?;
-    if settings.listeners > 1 {
-        socket.set_reuse_port(true)?;
-    }
-    if listen.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    match (settings.listen_transparent, listen.is_ipv6()) {
-        (true, true) => socket.set_ip_transparent_v6(true)?,
-        (true, false) => socket.set_ip_transparent_v4(true)?,
-        (false, _) => {}
-    }
+    listening::prepare(&socket, listen, settings)?;
     // Answers come from the address that was asked, which several can be.
     if listen.ip().is_unspecified() || settings.listen_transparent {
         match listen.is_ipv6() {
