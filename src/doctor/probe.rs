@@ -61,10 +61,21 @@ pub fn udp(target: IpAddr, stranger: IpAddr, mark: Option<u32>, patience: Durati
 
 fn exchange(server: &UdpSocket, client: &UdpSocket) -> io::Result<()> {
     client.send(b"realpeer doctor")?;
-    let (_, from) = server.recv_from(&mut [0; 32])?;
+    let from = receive(server)?;
     server.send_to(b"realpeer doctor", from)?;
-    client.recv(&mut [0; 32])?;
+    receive(client)?;
     Ok(())
+}
+
+/// The sender of the next datagram. A wait with a deadline is interrupted when the process is
+/// stopped and continued (signal(7)); that is no answer of the network's.
+fn receive(socket: &UdpSocket) -> io::Result<SocketAddr> {
+    loop {
+        match socket.recv_from(&mut [0; 32]) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            result => return result.map(|(_, from)| from),
+        }
+    }
 }
 
 fn claim(kind: Type, stranger: IpAddr, mark: Option<u32>) -> io::Result<Socket> {

@@ -145,11 +145,17 @@ pub fn open(host: &Host, address: &str) -> UdpSocket {
 #[track_caller]
 pub fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 65_536];
-    let (len, from) = socket
-        .recv_from(&mut buffer)
-        .unwrap_or_else(|e| panic!("no datagram came: {e}"));
-    buffer.truncate(len);
-    (buffer, from)
+    loop {
+        match socket.recv_from(&mut buffer) {
+            // As in `streams::read`: a wait with a deadline is not taken up again.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => {
+                let (len, from) = result.unwrap_or_else(|e| panic!("no datagram came: {e}"));
+                buffer.truncate(len);
+                return (buffer, from);
+            }
+        }
+    }
 }
 
 /// Checks that nothing has come. It proves something only after a datagram that would have come
