@@ -91,7 +91,7 @@ impl Admission {
     /// Whether no ban keeps the client away.
     pub fn free_of_bans(&self, client: ClientAddr) -> Result<(), Refusal> {
         match self.bans.find(client.ip()) {
-            Some(ban) => Err(Refusal::Banned(client, Box::new(ban))),
+            Some(ban) => Err(Refusal::Banned(client, ban)),
             None => Ok(()),
         }
     }

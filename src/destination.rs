@@ -25,29 +25,37 @@ impl Destinations {
         }
     }
 
-    /// The client to claim to be and the target to connect to. `is_local` tells whether an
-    /// address is one of this host's; it is asked only when the ports make a loop possible.
+    /// The client to claim to be and the target to connect to.
     pub fn choose(
         &self,
         claim: Claim,
         peer: PeerAddr,
-        is_local: impl Fn(IpAddr) -> bool,
     ) -> Result<(ClientAddr, TargetAddr), Refusal> {
-        let (client, target) = match claim {
+        Ok(match claim {
             Claim::RealEndpoints => (ClientAddr(peer.0), self.targets.for_client(peer.0)),
             Claim::Client {
                 source,
                 destination,
             } if self.dynamic => (source, usable(source, destination)?),
             Claim::Client { source, .. } => (source, self.targets.for_client(source.0)),
-        };
-        if self.is_listener(target, is_local) {
-            return Err(Refusal::TargetIsListener(target));
-        }
-        Ok((client, target))
+        })
     }
 
-    /// Whether connecting to `target` would come back to our own listener.
+    /// Fails if connecting to `target` would come back to our own listener. To be asked once a
+    /// connection or flow, not once a datagram: `is_local` may ask the kernel for all addresses.
+    pub fn refuse_loop(
+        &self,
+        target: TargetAddr,
+        is_local: impl Fn(IpAddr) -> bool,
+    ) -> Result<(), Refusal> {
+        match self.is_listener(target, is_local) {
+            true => Err(Refusal::TargetIsListener(target)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether connecting to `target` would come back to our own listener. `is_local` tells whether
+    /// an address is one of this host's; it is asked only when the ports make a loop possible.
     pub fn is_listener(&self, target: TargetAddr, is_local: impl Fn(IpAddr) -> bool) -> bool {
         let (ours, theirs) = (self.listen.ip().to_canonical(), target.ip().to_canonical());
         if target.0.port() != self.listen.port() {
@@ -97,7 +105,8 @@ mod tests {
     fn choose(d: &Destinations, claim: Claim) -> Result<(String, String), String> {
         let peer = PeerAddr("192.0.2.1:5000".parse().unwrap());
         let local = |ip: IpAddr| ip.to_string() == "192.0.2.2";
-        d.choose(claim, peer, local)
+        d.choose(claim, peer)
+            .and_then(|(c, t)| d.refuse_loop(t, local).map(|()| (c, t)))
             .map(|(c, t)| (c.to_string(), t.to_string()))
             .map_err(|e| e.to_string())
     }

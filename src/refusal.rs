@@ -1,5 +1,6 @@
 //! Why a client was not served, in words for the administrator.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::{ClientAddr, TargetAddr};
@@ -40,7 +41,7 @@ pub enum Refusal {
     BogusClient(ClientAddr),
     /// The client is banned.
     #[error("the client {0} is banned: {1}")]
-    Banned(ClientAddr, Box<Ban>),
+    Banned(ClientAddr, Arc<Ban>),
     /// A rule names the client.
     #[error("the client {0} is in the denied-clients file")]
     ClientDenied(ClientAddr),

@@ -8,10 +8,8 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-use realpeer::cli::{self, Command};
-use realpeer::config::Settings;
-use realpeer::daemon;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use support::program::start_here;
 use support::{Host, addr, header};
 
 #[global_allocator]
@@ -31,7 +29,8 @@ const MOST_A_CONNECTION: usize = 7;
 fn a_message_allocates_nothing_and_a_connection_little() {
     let host = Host::new("allocations");
     host.enter(|| {
-        start_proxy(&host);
+        start_here(&["-l", PROXY, "-4", BACKEND]);
+        host.wait_for_port(addr(PROXY).port());
         let backend = TcpListener::bind(BACKEND).expect("listen as the backend");
         count_connections(&backend);
         let kinds = [
@@ -46,25 +45,6 @@ fn a_message_allocates_nothing_and_a_connection_little() {
             count_exchanges(what, near, far, (up, down), times);
         }
     });
-}
-
-/// Starts the proxy on threads of this process; it ends with the process.
-fn start_proxy(host: &Host) {
-    let words = ["-l", PROXY, "-4", BACKEND].map(str::to_owned);
-    let Ok(Command::Proxy(flags)) = cli::parse(&words) else {
-        panic!("{words:?} start the proxy");
-    };
-    thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("start a runtime");
-        let settings = Settings::resolve(flags).expect("the flags are right");
-        runtime
-            .block_on(daemon::run(settings))
-            .expect("the proxy runs");
-    });
-    host.wait_for_port(addr(PROXY).port());
 }
 
 /// Opens, uses and closes connections one after the other.

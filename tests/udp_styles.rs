@@ -3,11 +3,11 @@
 
 mod support;
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::UdpSocket;
 
 use support::addr;
 use support::datagrams::{
-    BACKEND, PROXY_V6, Scene, assert_silent, every, header, header_to, receive,
+    BACKEND, PROXY_V6, Scene, assert_silent, every, header, header_to, receive, spp,
 };
 use support::header::{DGRAM, INET, LOCAL, V2, v1, v2};
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
@@ -225,21 +225,4 @@ fn spp_gives_a_client_one_flow_however_many_listeners_there_are() {
             spp(client, visited, b"to the newest")
         );
     }
-}
-
-/// A datagram of Simple Proxy Protocol.
-fn spp(client: &str, proxy: &str, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0x56, 0xec];
-    for end in [client, proxy] {
-        let ip = match addr(end).ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
-        bytes.extend(ip.octets());
-    }
-    for end in [client, proxy] {
-        bytes.extend(addr(end).port().to_be_bytes());
-    }
-    bytes.extend(payload);
-    bytes
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
@@ -79,8 +80,9 @@ type End = (UnixSeconds, IpNet, Option<String>);
 /// All bans. A look-up walks down the trie once, a change costs about as much.
 #[derive(Debug, Default)]
 pub struct BanList {
-    /// One network may be banned for several listeners.
-    bans: JointPrefixMap<IpNet, Vec<Ban>>,
+    /// One network may be banned for several listeners. Whoever is refused because of a ban shares
+    /// it: a copy for each datagram of a flood would cost allocations.
+    bans: JointPrefixMap<IpNet, Vec<Arc<Ban>>>,
     ends: BTreeSet<End>,
     len: usize,
 }
@@ -97,12 +99,21 @@ impl BanList {
     }
 
     /// The ban that keeps this client from that listener now.
-    pub fn find(&self, client: IpAddr, listener: Option<&str>, now: UnixSeconds) -> Option<&Ban> {
-        if self.is_empty() {
-            return None;
+    pub fn find(
+        &self,
+        client: IpAddr,
+        listener: Option<&str>,
+        now: UnixSeconds,
+    ) -> Option<&Arc<Ban>> {
+        // From the narrowest to the widest: the narrowest may have ended, or be of another listener.
+        let mut network = Some(IpNet::from(client));
+        while let Some((narrowest, bans)) = network.and_then(|n| self.bans.get_lpm(&n)) {
+            if let Some(ban) = bans.iter().find(|ban| ban.holds(listener, now)) {
+                return Some(ban);
+            }
+            network = narrowest.supernet();
         }
-        let covering = self.bans.cover_values(&client.into());
-        covering.flatten().find(|ban| ban.holds(listener, now))
+        None
     }
 
     /// Adds a ban in place of one for the same network and listener, if there is one.
@@ -110,11 +121,12 @@ impl BanList {
         self.take(&ban.network, |old| old.listener == ban.listener);
         self.ends.extend(ban.end());
         self.len += 1;
-        self.bans.entry(ban.network).or_default().push(ban);
+        let here = self.bans.entry(ban.network).or_default();
+        here.push(Arc::new(ban));
     }
 
     /// Takes away the bans of exactly this network: for one listener, or all of them.
-    pub fn remove(&mut self, network: &IpNet, listener: Option<&str>) -> Vec<Ban> {
+    pub fn remove(&mut self, network: &IpNet, listener: Option<&str>) -> Vec<Arc<Ban>> {
         self.take(network, |ban| {
             listener.is_none() || ban.listener.as_deref() == listener
         })
@@ -126,7 +138,7 @@ impl BanList {
     }
 
     /// Takes away the bans that have ended.
-    pub fn expire(&mut self, now: UnixSeconds) -> Vec<Ban> {
+    pub fn expire(&mut self, now: UnixSeconds) -> Vec<Arc<Ban>> {
         let mut ended = Vec::new();
         while let Some((until, network, listener)) = self.ends.first().cloned() {
             if now < until {
@@ -139,23 +151,24 @@ impl BanList {
 
     /// Every ban, in the order of their networks.
     pub fn iter(&self) -> impl Iterator<Item = &Ban> {
-        self.bans.values().flatten()
+        self.bans.values().flatten().map(AsRef::as_ref)
     }
 
     /// The bans of networks that hold `network`, from the widest on.
     pub fn covering(&self, network: &IpNet) -> impl Iterator<Item = &Ban> {
-        self.bans.cover_values(network).flatten()
+        let covering = self.bans.cover_values(network);
+        covering.flatten().map(AsRef::as_ref)
     }
 
-    fn take(&mut self, network: &IpNet, mut which: impl FnMut(&Ban) -> bool) -> Vec<Ban> {
+    fn take(&mut self, network: &IpNet, mut which: impl FnMut(&Ban) -> bool) -> Vec<Arc<Ban>> {
         let Some(here) = self.bans.get_mut(network) else {
             return Vec::new();
         };
-        let taken: Vec<Ban> = here.extract_if(.., |ban| which(ban)).collect();
+        let taken: Vec<Arc<Ban>> = here.extract_if(.., |ban| which(ban)).collect();
         if here.is_empty() {
             self.bans.remove(network);
         }
-        for end in taken.iter().filter_map(Ban::end) {
+        for end in taken.iter().filter_map(|ban| ban.end()) {
             self.ends.remove(&end);
         }
         self.len -= taken.len();
@@ -219,7 +232,7 @@ mod tests {
         list.insert(ban("203.0.113.7", Some("ssh"), None));
         assert_eq!(list.len(), 2);
         assert!(list.expire(19).is_empty());
-        assert_eq!(list.expire(20), [ban("203.0.113.7", None, Some(20))]);
+        assert_eq!(list.expire(20), [ban("203.0.113.7", None, Some(20)).into()]);
         assert_eq!(
             list.remove(&"203.0.113.7/32".parse().unwrap(), Some("web")),
             []

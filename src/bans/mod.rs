@@ -6,7 +6,7 @@ mod list;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -48,7 +48,7 @@ impl Bans {
     }
 
     /// The ban that a client is under.
-    pub fn find(&self, client: IpAddr) -> Option<Ban> {
+    pub fn find(&self, client: IpAddr) -> Option<Arc<Ban>> {
         let list = self.list();
         // The clock is read only if there is anything to compare it with.
         if list.is_empty() {
@@ -72,7 +72,7 @@ impl Bans {
     }
 
     /// Ends the bans of exactly this network, and tells which they were.
-    pub fn unban(&self, network: IpNet, listener: Option<&str>) -> (Vec<Ban>, Result<()>) {
+    pub fn unban(&self, network: IpNet, listener: Option<&str>) -> (Vec<Arc<Ban>>, Result<()>) {
         let ended = self.list_mut().remove(&network, listener);
         if ended.is_empty() {
             return (ended, Ok(()));
@@ -82,7 +82,7 @@ impl Bans {
     }
 
     /// Takes away the bans that have ended, and tells which they were.
-    pub fn expire(&self) -> Vec<Ban> {
+    pub fn expire(&self) -> Vec<Arc<Ban>> {
         let now = now();
         if self.list().next_end().is_none_or(|end| now < end) {
             return Vec::new();

@@ -9,7 +9,9 @@ mod v1;
 mod v2;
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use crate::addr::ClientAddr;
 
@@ -29,8 +31,8 @@ pub struct Header {
     pub claim: Claim,
     /// Its length in bytes; what follows is the client's.
     pub len: usize,
-    /// PP2_TYPE_UNIQUE_ID, as sent.
-    pub unique_id: Option<Box<[u8]>>,
+    /// Where the value of PP2_TYPE_UNIQUE_ID stands among its bytes.
+    pub unique_id: Option<Range<usize>>,
 }
 
 /// Whom a header names.
@@ -56,23 +58,57 @@ pub enum Progress {
     NeedMore(usize),
 }
 
-/// Why bytes are no header, or not one to accept.
+/// Why bytes are no header, or not one to accept. It is put into words only when it is logged: a
+/// flood of bad datagrams must not cost an allocation each.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// The first bytes belong to something else.
     #[error(
         "no PROXY header: the peer connected directly, or send-proxy is off; it began with {0}"
     )]
-    Absent(String),
+    Absent(Beginning),
     /// A header that breaks the protocol.
     #[error("bad PROXY header: {0}")]
     Malformed(Cow<'static, str>),
+    /// A field of a version 2 header has a value that is none.
+    #[error("bad PROXY header: {field} {found}, not {wanted}")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// What it says.
+        found: u8,
+        /// What it may say.
+        wanted: &'static str,
+    },
     /// PP2_TYPE_CRC32C does not match.
     #[error("bad PROXY header: its CRC32C is wrong")]
     Checksum,
     /// A header for the other transport.
     #[error("bad PROXY header: it is for {0}")]
     OtherTransport(&'static str),
+}
+
+/// The first bytes of something that is no header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    bytes: [u8; 16],
+    len: usize,
+}
+
+impl Beginning {
+    /// Keeps what is worth showing of these bytes.
+    pub fn of(whole: &[u8]) -> Beginning {
+        let mut bytes = [0; 16];
+        let len = whole.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&whole[..len]);
+        Beginning { bytes, len }
+    }
+}
+
+impl fmt::Display for Beginning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes[..self.len].escape_ascii().fmt(f)
+    }
 }
 
 /// Reads the header at the start of `bytes`, which may be cut anywhere.
@@ -88,9 +124,7 @@ pub fn parse(bytes: &[u8], transport: Transport) -> Result<Progress, HeaderError
     if bytes[..prefix] == v1::PREFIX[..prefix] && transport == Transport::Stream {
         return v1::parse(bytes);
     }
-    Err(HeaderError::Absent(
-        bytes[..bytes.len().min(16)].escape_ascii().to_string(),
-    ))
+    Err(HeaderError::Absent(Beginning::of(bytes)))
 }
 
 #[cfg(test)]

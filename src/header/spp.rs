@@ -6,7 +6,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use super::{Claim, Header, HeaderError};
+use super::{Beginning, Claim, Header, HeaderError};
 use crate::addr::{ClientAddr, canonical};
 
 /// The length of the header.
@@ -18,11 +18,7 @@ const MAGIC: [u8; 2] = [0x56, 0xec];
 /// Reads the header of a datagram.
 pub fn parse(datagram: &[u8]) -> Result<Header, HeaderError> {
     if !datagram.starts_with(&MAGIC) {
-        return Err(HeaderError::Absent(
-            datagram[..datagram.len().min(16)]
-                .escape_ascii()
-                .to_string(),
-        ));
+        return Err(HeaderError::Absent(Beginning::of(datagram)));
     }
     let Some(header) = datagram.first_chunk::<LEN>() else {
         return Err(HeaderError::Malformed(

@@ -23,8 +23,8 @@ pub fn parse(bytes: &[u8], transport: Transport) -> Result<Progress, HeaderError
     let local = match bytes.get(COMMAND) {
         None | Some(0x21) => false,
         Some(0x20) => true,
-        Some(b) if b >> 4 != 2 => return Err(malformed(format!("version {}, not 2", b >> 4))),
-        Some(b) => return Err(malformed(format!("command {}, not LOCAL or PROXY", b & 15))),
+        Some(b) if b >> 4 != 2 => return Err(field("version", b >> 4, "2")),
+        Some(b) => return Err(field("command", b & 15, "LOCAL or PROXY")),
     };
     let family = bytes.get(FAMILY).copied().unwrap_or_default();
     if !local {
@@ -55,8 +55,12 @@ pub fn parse(bytes: &[u8], transport: Transport) -> Result<Progress, HeaderError
 /// A PROXY block's family and transport byte; UNSPEC takes any transport, for it names nobody.
 fn check_family(byte: u8, transport: Transport) -> Result<(), HeaderError> {
     match (byte >> 4, byte & 15, transport) {
-        (4.., _, _) => Err(malformed(format!("address family {}", byte >> 4))),
-        (_, 3.., _) => Err(malformed(format!("transport {}", byte & 15))),
+        (4.., _, _) => Err(field(
+            "address family",
+            byte >> 4,
+            "UNSPEC, INET, INET6 or UNIX",
+        )),
+        (_, 3.., _) => Err(field("transport", byte & 15, "UNSPEC, STREAM or DGRAM")),
         (0, ..) | (_, 1, Transport::Stream) | (_, 2, Transport::Datagram) => Ok(()),
         (_, 1, _) => Err(HeaderError::OtherTransport("TCP (STREAM)")),
         (_, 2, _) => Err(HeaderError::OtherTransport("UDP (DGRAM)")),
@@ -74,7 +78,7 @@ fn address_len(family: u8) -> usize {
 
 /// Reads a whole PROXY block with Internet addresses, its TLVs and its checksum.
 fn block(bytes: &[u8]) -> Result<Header, HeaderError> {
-    let block = Block::try_from(bytes).map_err(|e| malformed(e.to_string()))?;
+    let block = Block::try_from(bytes).map_err(|_| malformed("its addresses cannot be read"))?;
     let (source, destination): (SocketAddr, SocketAddr) = match &block.addresses {
         Addresses::IPv4(a) => (
             (a.source_address, a.source_port).into(),
@@ -97,7 +101,7 @@ fn block(bytes: &[u8]) -> Result<Header, HeaderError> {
         if tlv.kind == u8::from(Type::CRC32C) {
             check_crc(bytes, value, at)?;
         } else if tlv.kind == u8::from(Type::UniqueId) {
-            unique_id = Some(tlv.value.into());
+            unique_id = Some(value..at);
         }
     }
     Ok(Header {
@@ -125,8 +129,16 @@ fn check_crc(block: &[u8], from: usize, to: usize) -> Result<(), HeaderError> {
     }
 }
 
-fn malformed(why: impl Into<std::borrow::Cow<'static, str>>) -> HeaderError {
+fn malformed(why: &'static str) -> HeaderError {
     HeaderError::Malformed(why.into())
+}
+
+fn field(field: &'static str, found: u8, wanted: &'static str) -> HeaderError {
+    HeaderError::Field {
+        field,
+        found,
+        wanted,
+    }
 }
 
 #[cfg(test)]
@@ -233,8 +245,8 @@ mod tests {
         assert_eq!(rest.len(), 65_535);
         let header = complete(&block(0x21, 0x11, &rest));
         assert_eq!(
-            (header.len, header.unique_id.as_deref()),
-            (65_551, Some(&b"id"[..]))
+            (header.len, header.unique_id),
+            (65_551, Some(65_549..65_551))
         );
     }
 
@@ -290,10 +302,9 @@ mod tests {
             &tlv(0x04, b""),
         ]
         .concat();
-        assert_eq!(
-            complete(&block(0x21, 0x11, &rest)).unique_id.as_deref(),
-            Some(&b"abc"[..])
-        );
+        let bytes = block(0x21, 0x11, &rest);
+        let unique_id = complete(&bytes).unique_id;
+        assert_eq!(unique_id.map(|at| &bytes[at]), Some(&b"abc"[..]));
         for tail in [
             &[0x04][..],
             &[0x04, 0],

@@ -10,7 +10,7 @@ use super::answer;
 use super::relay::{self, End, Relay, Side};
 use super::stream::Stream;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
-use crate::header::{self, Header, Progress, Transport};
+use crate::header::{self, Claim, Progress, Transport};
 use crate::proxy::{Proxy, Slot};
 use crate::refusal::Refusal;
 use crate::sessions::{EndedBy, Route};
@@ -91,24 +91,24 @@ impl Story {
     async fn open(&mut self) -> Result<Session, Refusal> {
         let patience = self.proxy().settings.header_timeout;
         let Head {
-            header,
+            claim,
+            unique_id,
             rest: mut unsent,
             more,
         } = timeout(patience, read_header(&self.near))
             .await
             .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?;
-        let (claimed, target) =
-            self.proxy()
-                .destinations
-                .choose(header.claim, self.peer, is_local)?;
+        let destinations = &self.proxy().destinations;
+        let (claimed, target) = destinations.choose(claim, self.peer)?;
+        destinations.refuse_loop(target, is_local)?;
         (self.client, self.target) = (Some(claimed), Some(target));
         // Listed first, judged then: a ban that comes in between finds the session in the list.
         self.slot.introduce(Route {
             client: claimed,
             target,
-            named: matches!(header.claim, header::Claim::Client { .. }),
+            named: matches!(claim, Claim::Client { .. }),
         });
-        if let header::Claim::Client { source, .. } = header.claim {
+        if let Claim::Client { source, .. } = claim {
             self.proxy().admission.client(self.peer, source)?;
         }
         let (backend, sent) = self.reach(claimed, target, &unsent).await?;
@@ -118,7 +118,7 @@ impl Story {
             sent,
             unsent,
             more,
-            unique_id: header.unique_id,
+            unique_id,
         })
     }
 
@@ -287,9 +287,10 @@ fn words(end: &End) -> String {
     }
 }
 
-/// A whole header, and what came with it.
+/// What a header told, and what came with it.
 struct Head {
-    header: Header,
+    claim: Claim,
+    unique_id: Option<Box<[u8]>>,
     /// Bytes that followed it.
     rest: Vec<u8>,
     /// Others may wait to be read.
@@ -311,8 +312,12 @@ async fn read_header(peer: &Stream) -> Result<Head, Refusal> {
             Ok((0, _)) => return Err(Refusal::HeaderCut),
             Ok((_, more)) => {
                 if let Progress::Complete(header) = header::parse(&bytes, Transport::Stream)? {
-                    let rest = bytes.split_off(header.len);
-                    return Ok(Head { header, rest, more });
+                    return Ok(Head {
+                        claim: header.claim,
+                        unique_id: header.unique_id.map(|at| bytes[at].into()),
+                        rest: bytes.split_off(header.len),
+                        more,
+                    });
                 }
             }
             Err::<_, io::Error>(e) if e.kind() == io::ErrorKind::WouldBlock => {

@@ -21,6 +21,7 @@ use crate::refusal::Refusal;
 use crate::sessions::{Route, SessionId, Sessions};
 use crate::stats::Count;
 use crate::sys::datagram::LocalIp;
+use crate::sys::interfaces::is_local;
 use crate::upstream::{self, Connecting, Kind, UpstreamError};
 
 /// Flows that one call of `expire` ends, at most: closing a socket takes some microseconds, and
@@ -156,7 +157,8 @@ impl Flows {
         &self.proxy.workers[self.worker].sessions
     }
 
-    /// Begins a flow. Fails if its client is not wanted, or if no socket can claim the client.
+    /// Begins a flow. Fails if its client is not wanted, if it would lead back to our listener, or
+    /// if no socket can claim the client.
     pub fn open(
         &mut self,
         client: ClientAddr,
@@ -170,6 +172,7 @@ impl Flows {
         if named {
             self.proxy.admission.wanted(client)?;
         }
+        self.proxy.destinations.refuse_loop(target, is_local)?;
         self.count(Count::Accepted);
         if self.is_full() {
             self.evict();

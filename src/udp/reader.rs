@@ -10,7 +10,6 @@ use crate::config::UdpHeader;
 use crate::header::{self, Claim, Header, HeaderError, Progress, Transport};
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
-use crate::sys::interfaces::is_local;
 
 /// Reads the datagrams of one listening socket.
 pub struct Reader {
@@ -60,9 +59,9 @@ impl Reader {
             });
         }
         let Header { claim, len, .. } = header(datagram, self.style)?;
-        let (client, target) = self.proxy.destinations.choose(claim, from, is_local)?;
+        let (client, target) = self.proxy.destinations.choose(claim, from)?;
         if let Claim::Client { source, .. } = claim {
-            // Whether the client is wanted is asked once a flow.
+            // Whether the client is wanted, and the target not ourselves, is asked once a flow.
             self.proxy.admission.plausible(from, source)?;
         }
         if self.style == UdpHeader::First {

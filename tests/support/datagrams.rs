@@ -2,7 +2,7 @@
 //! and a backend for each family. The test plays the load balancer and the backends.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use super::header::{DGRAM, INET, INET6, PROXY as COMMAND, V2, addresses};
 use super::stage::{VISITED, VISITED6, wire};
@@ -196,4 +196,21 @@ pub fn header_to(client: &str, visited: &str) -> V2 {
 /// A client's datagram in style `every`, also the first in style `first`.
 pub fn every(client: &str, payload: &[u8]) -> Vec<u8> {
     [&header(client).bytes(), payload].concat()
+}
+
+/// A datagram of Simple Proxy Protocol.
+pub fn spp(client: &str, proxy: &str, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x56, 0xec];
+    for end in [client, proxy] {
+        let ip = match addr(end).ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        bytes.extend(ip.octets());
+    }
+    for end in [client, proxy] {
+        bytes.extend(addr(end).port().to_be_bytes());
+    }
+    bytes.extend(payload);
+    bytes
 }

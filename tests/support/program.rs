@@ -1,5 +1,11 @@
 //! The program under test, and the one it replaces.
 
+use std::thread;
+
+use realpeer::cli::{self, Command};
+use realpeer::config::Settings;
+use realpeer::daemon;
+
 use super::{Host, Running, wait_until};
 
 /// A proxy that understands go-mmproxy's command line.
@@ -97,6 +103,25 @@ impl Program {
             host.run(&rule.split(' ').collect::<Vec<_>>());
         }
     }
+}
+
+/// Starts the proxy on threads of this very process, in the network of the calling thread; it ends
+/// with the process. For tests that look at what happens inside.
+pub fn start_here(flags: &[&str]) {
+    let words: Vec<String> = flags.iter().map(|word| (*word).to_owned()).collect();
+    let Ok(Command::Proxy(flags)) = cli::parse(&words) else {
+        panic!("{words:?} start the proxy");
+    };
+    thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("start a runtime");
+        let settings = Settings::resolve(flags).expect("the flags are right");
+        runtime
+            .block_on(daemon::run(settings))
+            .expect("the proxy runs");
+    });
 }
 
 /// What a program left behind.
