@@ -3,10 +3,10 @@
 //! between: carrying bytes costs nothing for it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
@@ -35,7 +35,7 @@ pub struct Session {
 enum Means {
     /// A TCP connection is a task.
     Task(AbortHandle),
-    /// A UDP flow looks here itself, at its next datagram, when `Sessions::kills` has changed.
+    /// A UDP flow is ended by its listener, which `Sessions::kills` tells.
     Flow,
 }
 
@@ -63,7 +63,7 @@ pub enum EndedBy {
 #[derive(Debug)]
 pub struct Sessions {
     open: Mutex<Open>,
-    kills: AtomicU64,
+    kills: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Sessions {
                 step: workers as u64,
                 sessions: HashMap::new(),
             }),
-            kills: AtomicU64::new(0),
+            kills: watch::Sender::default(),
         }
     }
 
@@ -125,9 +125,10 @@ impl Sessions {
         id
     }
 
-    /// A number that changes when connections were ended by somebody's will.
-    pub fn kills(&self) -> u64 {
-        self.kills.load(Ordering::Acquire)
+    /// Tells when UDP flows may have to end by somebody's will: after each `kill`, and so after
+    /// each ban.
+    pub fn kills(&self) -> watch::Receiver<()> {
+        self.kills.subscribe()
     }
 
     /// Tells whose connection it is. Whoever bans that client from now on finds it here.
@@ -159,8 +160,8 @@ impl Sessions {
                 count += 1;
             }
         });
-        // Only now, so that a flow that sees the number change finds the reason.
-        self.kills.fetch_add(1, Ordering::Release);
+        // Only now, so that who is told finds the reason.
+        self.kills.send_replace(());
         count
     }
 

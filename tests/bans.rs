@@ -205,6 +205,41 @@ fn a_ban_ends_udp_flows_too() {
     scene.converse(&near, CLIENT);
 }
 
+/// Without a further datagram, and however many there are; on one worker each of its listeners has
+/// some of them.
+#[test]
+fn a_ban_or_a_kill_ends_idle_udp_flows_at_once() {
+    const FLOWS: u64 = 300;
+    for listeners in ["1", "2"] {
+        let ctl = Ctl::new();
+        let path = ctl.path();
+        // Nothing else ends them.
+        let flags = ["-control", &path, "-close-after", "0"];
+        let scene = Scene::new(&[&flags[..], &["-listeners", listeners, "-workers", "1"]].concat());
+        let near = scene.socket();
+        let sockets = || scene.server.run(&["ss", "-Huna", "dport = :9000"]);
+        let good = "198.51.100.8:40000";
+        scene.converse(&near, good);
+        scene.converse(&near, CLIENT);
+        ctl.ok("kill 203.0.113.7");
+        wait_until("its socket is closed", || !sockets().contains(CLIENT));
+        assert!(!ctl.ok("connections").contains(CLIENT));
+        assert_eq!(ctl.count("killed"), 1);
+
+        for i in 0..FLOWS {
+            scene.converse(&near, &format!("203.0.113.{}:{}", i % 250 + 1, 1024 + i));
+        }
+        assert_eq!(sockets().lines().count() as u64, FLOWS + 1);
+        ctl.ok("ban 203.0.113.0/24");
+        wait_until("their sockets are closed", || {
+            sockets().lines().count() == 1
+        });
+        assert_eq!(ctl.count("killed"), FLOWS + 1);
+        assert!(!ctl.ok("connections").contains("203.0.113."));
+        scene.converse(&near, good);
+    }
+}
+
 #[test]
 fn udp_flows_are_listed_and_can_be_killed() {
     let ctl = Ctl::new();

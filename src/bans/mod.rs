@@ -5,7 +5,6 @@ mod list;
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use anyhow::Result;
@@ -20,7 +19,6 @@ pub use list::{Ban, BanList, UnixSeconds, after, now};
 pub struct Bans {
     listener: Option<String>,
     list: RwLock<BanList>,
-    spoken: AtomicU64,
     journal: Mutex<Option<Journal>>,
 }
 
@@ -38,7 +36,6 @@ impl Bans {
             listener,
             list: RwLock::new(list),
             journal: Mutex::new(Some(journal)),
-            ..Bans::default()
         })
     }
 
@@ -57,17 +54,10 @@ impl Bans {
         list.find(client, self.listener(), now()).cloned()
     }
 
-    /// How many bans were spoken so far: who found a client free of bans need not look again
-    /// before this changes.
-    pub fn spoken(&self) -> u64 {
-        self.spoken.load(Ordering::Acquire)
-    }
-
     /// Bans a network from now on. Fails if the ban could not be written down; it holds all the
     /// same, until the program ends.
     pub fn ban(&self, ban: Ban) -> Result<()> {
         self.list_mut().insert(ban.clone());
-        self.spoken.fetch_add(1, Ordering::Release);
         self.write(&Change::Ban(ban))
     }
 

@@ -4,11 +4,13 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio::sync::watch;
 
 use super::journal::{self, Ending};
 use super::lru::{Key, Lru};
@@ -18,15 +20,15 @@ use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
 use crate::header::spp;
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
-use crate::sessions::{Route, SessionId, Sessions};
+use crate::sessions::{EndedBy, Route, SessionId, Sessions};
 use crate::stats::Count;
 use crate::sys::datagram::LocalIp;
 use crate::sys::interfaces::is_local;
 use crate::upstream::{self, Connecting, Kind, UpstreamError};
 
-/// Flows that one call of `expire` ends, at most: closing a socket takes some microseconds, and
-/// datagrams are waiting meanwhile.
-const EXPIRED_AT_ONCE: usize = 64;
+/// Flows that one call of `expire` or `sweep` ends, at most: closing a socket takes some
+/// microseconds, and datagrams are waiting meanwhile.
+const ENDED_AT_ONCE: usize = 64;
 
 /// A client and a target.
 #[derive(Debug)]
@@ -47,7 +49,7 @@ pub struct Flow {
     pub began: Instant,
     /// Its entry among the worker's sessions.
     id: SessionId,
-    /// `Flows::spoken` when the flow was last found to be wanted.
+    /// `Flows::round` when the flow was last found to be wanted.
     judged: Cell<u64>,
 }
 
@@ -82,12 +84,24 @@ pub struct Flows {
     /// Flows of a client, when clients choose among targets.
     by_client: HashMap<ClientAddr, usize>,
     table: Lru<Flow>,
+    /// Tells when flows were killed or clients banned.
+    kills: watch::Receiver<()>,
+    /// How often it has told so.
+    round: u64,
+    /// The round that `unswept` belongs to.
+    swept: u64,
+    /// Places in the table where flows may still stand that were killed.
+    unswept: Range<u64>,
 }
 
 impl Flows {
     /// No flow yet, on that worker, and `most` at once.
     pub fn new(proxy: Arc<Proxy>, worker: usize, most: usize) -> Flows {
         Flows {
+            kills: proxy.workers[worker].sessions.kills(),
+            round: 0,
+            swept: 0,
+            unswept: 0..0,
             proxy,
             worker,
             most,
@@ -120,37 +134,64 @@ impl Flows {
     /// Whether a flow goes on. One that was killed, or whose client was banned, ends here, and for
     /// a banned client this fails. While nobody is, this costs a look at two numbers.
     pub fn judge(&mut self, key: Key) -> Result<bool, Refusal> {
-        let spoken = self.spoken();
+        self.notice_kills();
         let Some(flow) = self.table.get(key) else {
             return Ok(false);
         };
-        if flow.judged.replace(spoken) == spoken {
+        if flow.judged.replace(self.round) == self.round {
             return Ok(true);
         }
-        let killed = self.sessions().ended_by(flow.id).is_some();
         let judgement = match is_named(flow.client, &flow.back) {
             true => self.proxy.admission.free_of_bans(flow.client),
             false => Ok(()),
         };
-        if killed || judgement.is_err() {
-            self.count(Count::Killed);
-            let banned = judgement.is_err();
-            self.end(
-                key,
-                if banned {
-                    Ending::Banned
-                } else {
-                    Ending::Killed
-                },
-            );
-        }
-        judgement.map(|()| !killed)
+        let why = match (self.sessions().ended_by(flow.id), &judgement) {
+            (None, Ok(())) => return Ok(true),
+            (Some(EndedBy::Kill), Ok(())) => Ending::Killed,
+            _ => Ending::Banned,
+        };
+        self.count(Count::Killed);
+        self.end(key, why);
+        judgement.map(|()| false)
     }
 
-    /// A number that changes whenever a ban was spoken or a flow was killed.
-    fn spoken(&self) -> u64 {
-        let bans = self.proxy.admission.bans.spoken();
-        bans.wrapping_add(self.sessions().kills())
+    /// Waits until there is something to sweep.
+    pub async fn unswept(&mut self) {
+        if self.is_swept() {
+            // It fails only when the sender is gone, which lives in the proxy.
+            let _ = self.kills.changed().await;
+            self.round += 1;
+        } else {
+            // Datagrams that came meanwhile go first.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Judges flows that nobody has judged since somebody was killed or banned, some of them at
+    /// least: a flow without datagrams ends here.
+    pub fn sweep(&mut self) {
+        self.notice_kills();
+        if self.unswept.is_empty() && self.swept != self.round {
+            self.swept = self.round;
+            self.unswept = self.table.places();
+        }
+        for _ in 0..ENDED_AT_ONCE {
+            let Some(number) = self.unswept.next() else {
+                return;
+            };
+            let _ = self.judge(Key::from_number(number));
+        }
+    }
+
+    fn is_swept(&self) -> bool {
+        self.unswept.is_empty() && self.swept == self.round
+    }
+
+    fn notice_kills(&mut self) {
+        if self.kills.has_changed().unwrap_or(false) {
+            self.kills.mark_unchanged();
+            self.round += 1;
+        }
     }
 
     fn sessions(&self) -> &Sessions {
@@ -167,7 +208,8 @@ impl Flows {
         poller: &Poller,
         now: Instant,
     ) -> Result<Key, Refusal> {
-        let judged = Cell::new(self.spoken());
+        self.notice_kills();
+        let judged = Cell::new(self.round);
         let named = is_named(client, &back);
         if named {
             self.proxy.admission.wanted(client)?;
@@ -224,7 +266,7 @@ impl Flows {
 
     /// Ends flows that were silent for `-close-after`, some of them at least.
     pub fn expire(&mut self, now: Instant) {
-        for _ in 0..EXPIRED_AT_ONCE {
+        for _ in 0..ENDED_AT_ONCE {
             match (self.table.oldest(), self.next_expiry()) {
                 (Some((key, _)), Some(due)) if due <= now => self.end(key, Ending::Silent),
                 _ => return,

@@ -157,6 +157,7 @@ impl Listener {
         let ready = tokio::select! {
             biased;
             ready = self.poller.ready(events) => ready?,
+            () = self.flows.unswept() => 0,
             () = until(expiry) => 0,
         };
         let now = Instant::now();
@@ -167,6 +168,7 @@ impl Listener {
         let flows = ready.iter().map(EpollEvent::data);
         let flows = flows.filter(|number| *number != LISTENER);
         self.give_back(flows.map(Key::from_number), now);
+        self.flows.sweep();
         self.flows.expire(now);
         // Whoever sends to us may want this core: when we come back there is more at once, which
         // halves the cost of a datagram on a busy host. On an idle one this returns at once.

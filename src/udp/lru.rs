@@ -2,6 +2,7 @@
 //! first) and the order in which they make room for new ones; every step costs the same however
 //! many there are.
 
+use std::ops::Range;
 use std::time::Instant;
 
 /// The place of a thing, its own until it is removed.
@@ -55,6 +56,11 @@ impl<T> Lru<T> {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.places.len() - self.free.len()
+    }
+
+    /// The numbers of all keys that there are, also of those whose place is free.
+    pub fn places(&self) -> Range<u64> {
+        0..self.places.len() as u64
     }
 
     /// Adds a thing, as the one last used.
