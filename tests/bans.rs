@@ -3,6 +3,7 @@
 mod support;
 
 use std::io::BufReader;
+use std::net::TcpStream;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -73,6 +74,60 @@ fn a_client_whose_header_was_on_its_way_is_caught_too() {
     send(&near, last);
     assert_reset(&near);
     stage.backend.assert_idle();
+}
+
+/// The backend has not answered, or the header has not come: such sessions are ended, counted and
+/// told as any other.
+#[test]
+fn sessions_that_are_not_open_yet_are_ended_too() {
+    let ctl = Ctl::new();
+    let stage = stage(&ctl, &["-connect-timeout", "10m", "-header-timeout", "10m"]);
+    let files = TempDir::new();
+    let drop = "table inet t { chain c { type filter hook input priority -1;
+        tcp dport 9000 drop\n}\n}";
+    stage
+        .server
+        .run(&["nft", "-f", &files.file("drop.nft", drop)]);
+    let connecting = |near: &TcpStream| {
+        let own = near.local_addr().expect("our own address").to_string();
+        wait_until("it is listed with its client", || {
+            let listed = ctl.ok("connections");
+            let mut rows = listed.lines();
+            rows.any(|row| row.contains(&own) && row.contains(CLIENT))
+        });
+    };
+    for (command, end) in [
+        ("kill 203.0.113.7", "ended by realpeer ctl kill"),
+        ("ban 203.0.113.7", "client banned"),
+    ] {
+        let near = stage.dial_and_send(v1(CLIENT, VISITED));
+        connecting(&near);
+        ctl.ok(command);
+        assert_reset(&near);
+        let line = stage.proxy.wait_for("end of a session", |line| {
+            line.contains("connection closed") && line.contains(end)
+        });
+        for part in [CLIENT, "127.0.0.1:9000", r#""bytesUp":0,"bytesDown":0"#] {
+            assert!(line.contains(part), "{line} lacks {part}");
+        }
+    }
+    let silent = stage.dial();
+    let own = silent.local_addr().expect("our own address").to_string();
+    let mut listed = String::new();
+    wait_until("it is listed", || {
+        listed = ctl.ok("connections");
+        listed.contains(&own)
+    });
+    let row = listed.lines().find(|row| row.contains(&own));
+    let id = row.and_then(|row| row.split(' ').next()).expect("an id");
+    ctl.ok(&format!("kill {id}"));
+    assert_reset(&silent);
+    stage
+        .proxy
+        .wait_for("end of a session without a header", |line| {
+            line.contains("connection closed") && line.contains(&own)
+        });
+    assert_eq!(ctl.count("killed"), 3);
 }
 
 #[test]

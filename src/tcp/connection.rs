@@ -39,12 +39,16 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
         peer,
         client: None,
         target: None,
+        unique_id: None,
         began: Instant::now(),
+        opening: true,
         orderly: false,
         slot,
     };
     // Boxed, because it needs room that an open connection should not keep.
-    match Box::pin(story.open()).await {
+    let opened = Box::pin(story.open()).await;
+    story.opening = false;
+    match opened {
         Ok(mut session) => story.orderly = story.carry(&mut session).await,
         Err(refusal) => {
             story.refused(&refusal);
@@ -61,7 +65,10 @@ struct Story {
     peer: PeerAddr,
     client: Option<ClientAddr>,
     target: Option<TargetAddr>,
+    unique_id: Option<Box<[u8]>>,
     began: Instant,
+    /// Neither refused nor carried yet.
+    opening: bool,
     /// It came to its end by itself; what has not is reset.
     orderly: bool,
     slot: Slot,
@@ -69,6 +76,9 @@ struct Story {
 
 impl Drop for Story {
     fn drop(&mut self) {
+        if self.opening {
+            self.closed(0, 0, None);
+        }
         if !self.orderly {
             self.near.reset_on_close();
         }
@@ -84,7 +94,6 @@ struct Session {
     unsent: Vec<u8>,
     /// Others may wait to be read.
     more: bool,
-    unique_id: Option<Box<[u8]>>,
 }
 
 impl Story {
@@ -102,6 +111,7 @@ impl Story {
         let (claimed, target) = destinations.choose(claim, self.peer)?;
         destinations.refuse_loop(target, is_local)?;
         (self.client, self.target) = (Some(claimed), Some(target));
+        self.unique_id = unique_id;
         // Listed first, judged then: a ban that comes in between finds the session in the list.
         self.slot.introduce(Route {
             client: claimed,
@@ -118,7 +128,6 @@ impl Story {
             sent,
             unsent,
             more,
-            unique_id,
         })
     }
 
@@ -136,7 +145,6 @@ impl Story {
             ),
             story: self,
             backend,
-            unique_id: session.unique_id.take(),
             end: None,
         };
         let end = (&mut carrying.relay).await;
@@ -187,6 +195,34 @@ impl Story {
         }
     }
 
+    /// Counts and tells a connection that was not refused. Without an `end` of its own, somebody
+    /// made it end.
+    fn closed(&self, up: u64, down: u64, end: Option<&End>) {
+        self.stats(Count::BytesUp, up);
+        self.stats(Count::BytesDown, down);
+        if end.is_none() {
+            self.stats(Count::Killed, 1);
+        }
+        if !self.proxy().reporter.says_all() {
+            return;
+        }
+        let end = match end {
+            Some(end) => words(end),
+            None => killed(self.slot.ended_by()).to_owned(),
+        };
+        tracing::info!(
+            clientAddr = self.client.map(tracing::field::display),
+            frontendRemoteAddr = %self.peer,
+            targetAddr = self.target.map(tracing::field::display),
+            bytesUp = up,
+            bytesDown = down,
+            durationMs = self.began.elapsed().as_millis() as u64,
+            %end,
+            uniqueId = self.unique_id.as_deref().map(|id| id.escape_ascii().to_string()),
+            "connection closed"
+        );
+    }
+
     fn refused(&self, refusal: &Refusal) {
         report(
             self.proxy(),
@@ -205,41 +241,17 @@ struct Carrying<'a> {
     relay: Relay<'a>,
     story: &'a Story,
     backend: &'a Stream,
-    unique_id: Option<Box<[u8]>>,
     /// Why it ended; `None` if it was made to.
     end: Option<End>,
 }
 
 impl Drop for Carrying<'_> {
     fn drop(&mut self) {
-        let story = self.story;
-        let (up, down) = self.relay.moved();
-        story.stats(Count::BytesUp, up);
-        story.stats(Count::BytesDown, down);
         if !matches!(self.end, Some(End::Closed(_))) {
             self.backend.reset_on_close();
         }
-        if self.end.is_none() {
-            story.stats(Count::Killed, 1);
-        }
-        if !story.proxy().reporter.says_all() {
-            return;
-        }
-        let end = match &self.end {
-            Some(end) => words(end),
-            None => killed(story.slot.ended_by()).to_owned(),
-        };
-        tracing::info!(
-            clientAddr = story.client.map(tracing::field::display),
-            frontendRemoteAddr = %story.peer,
-            targetAddr = story.target.map(tracing::field::display),
-            bytesUp = up,
-            bytesDown = down,
-            durationMs = story.began.elapsed().as_millis() as u64,
-            %end,
-            uniqueId = self.unique_id.as_deref().map(|id| id.escape_ascii().to_string()),
-            "connection closed"
-        );
+        let (up, down) = self.relay.moved();
+        self.story.closed(up, down, self.end.as_ref());
     }
 }
 
