@@ -94,6 +94,7 @@ impl Listener {
         self.batch.clear();
         let stats = &proxy.workers[worker].stats;
         let returned = std::mem::take(&mut self.returned);
+        self.carried += returned.datagrams as usize;
         stats.add(Count::DatagramsDown, returned.datagrams);
         stats.add(Count::BytesDown, returned.bytes);
     }

@@ -42,6 +42,9 @@ const WIDEST_TABLE: u64 = 65_535;
 /// Bindings of style `first`, in flows: a binding is kept when its flow made room.
 const BINDINGS_A_FLOW: usize = 4;
 
+/// Datagrams in one turn that tell of a sender who has more of them.
+const MANY: usize = 8;
+
 /// A listening socket and everything that belongs to it.
 pub struct Listener {
     pub(super) proxy: Arc<Proxy>,
@@ -57,6 +60,8 @@ pub struct Listener {
     pub(super) placed: Vec<(Key, Range<usize>)>,
     /// What came from backends and is not counted yet.
     pub(super) returned: Traffic,
+    /// Datagrams of this turn, both ways.
+    pub(super) carried: usize,
 }
 
 /// Opens the listening sockets, all on one address, and tells that address.
@@ -147,6 +152,7 @@ impl Listener {
             outbox: Outbox::default(),
             placed: Vec::new(),
             returned: Traffic::default(),
+            carried: 0,
             proxy,
         })
     }
@@ -170,9 +176,12 @@ impl Listener {
         self.give_back(flows.map(Key::from_number), now);
         self.flows.sweep();
         self.flows.expire(now);
-        // Whoever sends to us may want this core: when we come back there is more at once, which
-        // halves the cost of a datagram on a busy host. On an idle one this returns at once.
-        std::thread::yield_now();
+        // Whoever sends so much may want this core: when we come back there is more at once, which
+        // makes a datagram cheaper. After less it would make them late: beside a program that never
+        // sleeps, a yield costs a whole time slice, some milliseconds.
+        if std::mem::take(&mut self.carried) >= MANY {
+            std::thread::yield_now();
+        }
         Ok(())
     }
 }

@@ -111,6 +111,7 @@ impl Listener {
                 },
             );
         }
+        self.carried += self.placed.len();
         let stats = &proxy.workers[worker].stats;
         stats.add(Count::DatagramsUp, self.placed.len() as u64);
         stats.add(Count::BytesUp, bytes);
