@@ -116,11 +116,6 @@ impl Flows {
         self.by_ends.get(&(client, target)).copied()
     }
 
-    /// Whether a new flow will end an old one.
-    pub fn is_full(&self) -> bool {
-        self.table.len() >= self.most
-    }
-
     /// A flow that may have ended.
     pub fn get(&self, key: Key) -> Option<&Flow> {
         self.table.get(key)
@@ -216,7 +211,7 @@ impl Flows {
         }
         self.proxy.destinations.refuse_loop(target, is_local)?;
         self.count(Count::Accepted);
-        if self.is_full() {
+        if self.table.len() >= self.most {
             self.evict();
         }
         let Connecting {

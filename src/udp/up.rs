@@ -68,10 +68,8 @@ impl Listener {
             Some(key) if self.flows.judge(key)? => key,
             // A new client, or one whose flow was killed.
             _ => {
-                if self.flows.is_full() {
-                    // What waits for the flow that makes room must not reach its successor.
-                    self.forward();
-                }
+                // What waits for a flow that ended, or makes room, must not reach its successor.
+                self.forward();
                 self.flows
                     .open(reading.client, reading.target, back, &self.poller, now)?
             }
