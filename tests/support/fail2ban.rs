@@ -42,18 +42,33 @@ impl Configuration {
             .to_owned()
     }
 
-    /// What a filter of ours finds in a log file: one address a line.
+    /// What a filter finds in a log file: one address a line.
     #[track_caller]
     pub fn find(&self, host: &Host, log: &str, filter: &str) -> Vec<String> {
-        let found = host.run(&[
-            "fail2ban-regex",
-            "-c",
-            &self.path(),
-            "-o",
-            "ip",
-            log,
-            filter,
-        ]);
+        self.regex(host, &["-o", "ip", log, filter])
+    }
+
+    /// As `find`, in the entries of a journal that a jail with this `journalmatch` reads.
+    #[track_caller]
+    pub fn find_in_journal(
+        &self,
+        host: &Host,
+        journal: &TempDir,
+        journalmatch: &str,
+        filter: &str,
+    ) -> Vec<String> {
+        let journal = format!(
+            "systemd-journal[journalpath={}]",
+            journal.path("").display()
+        );
+        self.regex(host, &["-o", "ip", "-m", journalmatch, &journal, filter])
+    }
+
+    /// The lines that `fail2ban-regex` prints.
+    #[track_caller]
+    pub fn regex(&self, host: &Host, words: &[&str]) -> Vec<String> {
+        let path = self.path();
+        let found = host.run(&[&["fail2ban-regex", "-c", &path], words].concat());
         found.lines().map(str::to_owned).collect()
     }
 }
