@@ -5,13 +5,12 @@ use std::io::Write;
 use std::process::ChildStdin;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Host, Running, TempDir};
+use super::{Host, Running, TempDir, wait_until};
 
 /// What every entry has besides its message and its source.
 const COMMON: &str = "_BOOT_ID=0123456789abcdef0123456789abcdef
 _MACHINE_ID=0123456789abcdef0123456789abcdef
 _HOSTNAME=server
-_PID=812
 ";
 
 /// A journal in a directory of its own.
@@ -40,19 +39,33 @@ impl Journal {
         }
     }
 
-    /// Adds an entry of now; `source` has lines such as `_SYSTEMD_UNIT=ssh.service`.
+    /// Adds an entry of now, from a process of its own; `source` has lines such as
+    /// `_SYSTEMD_UNIT=ssh.service`.
     #[track_caller]
     pub fn add(&mut self, source: &str, message: &str) {
         self.entries += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.expect("it is after 1970").as_micros();
         let entry = format!(
-            "__REALTIME_TIMESTAMP={now}\n__MONOTONIC_TIMESTAMP={}\n{COMMON}{source}\nMESSAGE={message}\n\n",
-            self.entries
+            "__REALTIME_TIMESTAMP={now}\n__MONOTONIC_TIMESTAMP={n}\n{COMMON}_PID={n}\n{source}\nMESSAGE={message}\n\n",
+            n = self.entries
         );
         self.input
             .write_all(entry.as_bytes())
             .expect("write to the journal");
+    }
+
+    /// Waits until all that was added can be read.
+    #[track_caller]
+    pub fn wait_until_written(&self, host: &Host) {
+        let file = self.directory.path("system.journal");
+        wait_until("the journal is written", || {
+            let mut read = host.command("journalctl");
+            read.args(["--quiet", "--output", "cat", "--file"])
+                .arg(&file);
+            let output = read.output().expect("journalctl is there");
+            String::from_utf8_lossy(&output.stdout).lines().count() as u64 == self.entries
+        });
     }
 
     /// What fail2ban reads it by.
