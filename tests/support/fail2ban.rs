@@ -82,6 +82,13 @@ fn copy_files(from: &Path, to: &Path) {
     }
 }
 
+/// A jail that finds nothing: who is banned there is said by its administrator.
+pub fn idle_jail(name: &str, action: &str) -> String {
+    format!(
+        "[{name}]\nenabled = true\nbackend = polling\nfilter = realpeer-relay\nlogpath = /dev/null\naction = {action}\n"
+    )
+}
+
 /// A server with its socket.
 pub struct Fail2ban {
     pub running: Running,
@@ -145,6 +152,22 @@ impl Fail2ban {
             .to_str()
             .expect("temporary paths are UTF-8")
             .to_owned()
+    }
+
+    /// What its administrator says to it, such as `set sshd banip 203.0.113.9`.
+    #[track_caller]
+    pub fn tell(&self, host: &Host, words: &str) {
+        let socket = self.configuration.0.path("socket").display().to_string();
+        let words: Vec<&str> = words.split(' ').collect();
+        host.run(&[&["fail2ban-client", "-s", &socket], &words[..]].concat());
+    }
+
+    /// Whether an action went wrong so far.
+    pub fn has_failed(&self) -> bool {
+        self.running
+            .stdout()
+            .iter()
+            .any(|line| line.contains("ERROR"))
     }
 
     /// Waits until it has banned an address.
