@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::fail2ban::{Fail2ban, idle_jail};
 use support::stage::wire;
 use support::streams::assert_turned_away;
 use support::{Host, Program, Running, TempDir, repository, wait_until};
@@ -267,6 +268,8 @@ fn what_is_no_address_or_must_not_be_banned_is_refused() {
         "0.0.0.0",
         "224.0.0.1",
         "255.255.255.255",
+        "169.254.0.1",
+        "fe80::1",
         "::ffff:192.0.2.10",
     ] {
         let (status, said) = scene.change("ban", target);
@@ -380,6 +383,31 @@ fn fail2ban_client_is_started_with_an_argument_vector() {
             .is_some_and(|e| e.contains("Sorry but the jail 'sshd' does not exist")),
         "{said}"
     );
+}
+
+/// The action that is shipped, as fail2ban's server on the application server runs it.
+#[test]
+fn fail2bans_action_bans_and_unbans_here() {
+    let scene = Scene::new(&["-exec", "nft:inet/filter/banned"]);
+    let files = TempDir::new();
+    let jail = |name, token| {
+        let token = files.file(name, token);
+        let action = format!("realpeer-ingress[url=http://{RELAY}/, tokenfile={token}]");
+        idle_jail(name, &action)
+    };
+    let jails = jail("ssh", TOKEN) + &jail("stranger", "another-token-altogether");
+    let fail2ban = Fail2ban::start(&scene.server, &jails);
+    for (target, set) in [("203.0.113.9", "banned"), ("2001:db8:c::9", "banned6")] {
+        fail2ban.tell(&scene.server, &format!("set ssh banip {target}"));
+        wait_until("it is banned", || scene.set(set).contains(target));
+        fail2ban.tell(&scene.server, &format!("set ssh unbanip {target}"));
+        wait_until("it is not banned", || !scene.set(set).contains(target));
+    }
+    assert!(!fail2ban.has_failed(), "{:?}", fail2ban.running.stdout());
+    // Whoever reads fail2ban's log learns of a relay that said no.
+    fail2ban.tell(&scene.server, "set stranger banip 203.0.113.9");
+    wait_until("the failure is told", || fail2ban.has_failed());
+    assert_eq!(scene.bans(), json!([]));
 }
 
 fn fake_client(files: &TempDir) -> String {

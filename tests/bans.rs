@@ -6,13 +6,14 @@ use std::io::BufReader;
 use std::net::TcpStream;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::ctl::ask_all;
 use support::datagrams::{Scene, assert_silent, every};
+use support::fail2ban::{Fail2ban, idle_jail};
 use support::header::{LOCAL, UNSPEC, V2, v1};
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
 use support::streams::{assert_carries, assert_reset, send};
-use support::{Ctl, Stage, TempDir, wait_until};
+use support::{Ctl, Host, Program, Stage, TempDir, wait_until};
 
 fn stage(ctl: &Ctl, more: &[&str]) -> Stage {
     let path = ctl.path();
@@ -171,6 +172,61 @@ fn bans_are_kept_over_a_restart_even_after_a_crash() {
         listed.contains("203.0.113.0/25") && listed.contains("never") && listed.contains("crash")
     );
     assert_eq!(listed.lines().count(), 2, "{listed}");
+}
+
+/// The action that is shipped: the ban, its own time, and its end before that.
+#[test]
+fn fail2bans_action_gives_the_ban_its_own_time() {
+    let ctl = Ctl::new();
+    let stage = stage(&ctl, &[]);
+    let action = format!(
+        "realpeer[options=\"-control {}\", realpeer={}]",
+        ctl.path(),
+        Program::Realpeer.path()
+    );
+    let jails = idle_jail("short", &action) + "bantime = 2h\n";
+    let jails = jails + &idle_jail("long", &action) + "bantime = -1\n";
+    let fail2ban = Fail2ban::start(&stage.server, &jails);
+    // When a client's ban ends, for those that are banned.
+    let ends = |client: &str| {
+        let bans = ctl.ok("-json bans");
+        let ban = bans.lines().find(|line| line.contains(client))?.to_owned();
+        let ban: Value = serde_json::from_str(&ban).expect("JSON");
+        let seconds = |name: &str| ban["ban"][name].as_u64();
+        Some(seconds("until").map(|until| until - seconds("since").expect("a time")))
+    };
+    for (jail, client) in [("short", "203.0.113.7"), ("long", "2001:db8:c::7")] {
+        fail2ban.tell(&stage.server, &format!("set {jail} banip {client}"));
+        wait_until("it is banned", || ends(client).is_some());
+    }
+    // Rounded up to a whole second.
+    let short = ends("203.0.113.7").flatten();
+    assert!(
+        short.is_some_and(|s| (7200..=7201).contains(&s)),
+        "{short:?}"
+    );
+    assert_eq!(ends("2001:db8:c::7"), Some(None));
+    assert!(ctl.ok("bans").contains("fail2ban: long"));
+
+    fail2ban.tell(&stage.server, "set short unbanip 203.0.113.7");
+    wait_until("it is unbanned", || ends("203.0.113.7").is_none());
+    // One that ended otherwise is no failure.
+    ctl.ok("unban 2001:db8:c::7");
+    fail2ban.tell(&stage.server, "set long unbanip 2001:db8:c::7");
+    fail2ban.tell(&stage.server, "set long banip 2001:db8:c::8");
+    wait_until("the next one is banned", || ends("2001:db8:c::8").is_some());
+    assert!(!fail2ban.has_failed(), "{:?}", fail2ban.running.stdout());
+}
+
+#[test]
+fn bans_that_cannot_be_kept_keep_the_proxy_from_starting() {
+    let host = Host::new("server");
+    let files = TempDir::new();
+    let file = files.file("file", "");
+    let flags = ["-routing", "off", "-state-dir", &file];
+    let ended = Program::Realpeer.run(&host, &flags);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("-state-dir"), "{}", ended.stderr);
 }
 
 #[test]

@@ -33,13 +33,17 @@ fn where_clients_are_listed_only_they_are_served() {
     let files = TempDir::new();
     let allowed = files.file("allowed", "203.0.113.0/24\n");
     let denied = files.file("denied", "203.0.113.7\n");
+    let ctl = Ctl::new();
+    let control = ctl.path();
     let flags = ["-allowed-clients", &allowed, "-denied-clients", &denied];
-    let stage = Stage::new(&flags);
+    let stage = Stage::new(&[&flags[..], &["-control", &control]].concat());
     for client in ["198.51.100.9:40000", "203.0.113.7:40000"] {
         assert_reset(&stage.dial_and_send(v1(client, VISITED)));
     }
     stage.session("203.0.113.8:40000");
     stage.backend.assert_idle();
+    assert_eq!(ctl.count("clientNotAllowed"), 1);
+    assert_eq!(ctl.count("clientDenied"), 1);
 }
 
 /// A load balancer's health check has no client: no rule about clients may end it.

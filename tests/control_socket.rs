@@ -126,7 +126,7 @@ fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens(
         "-D",
         "-f",
         "-e",
-        "trace=mkdir,bind,chmod,fchmodat,rename,listen,umask",
+        "trace=mkdir,bind,chown,fchownat,chmod,fchmodat,rename",
         "-o",
         trace.to_str().expect("a path"),
     ];
@@ -148,6 +148,8 @@ fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens(
     let order = [
         private,
         line("sun_path=\"/"),
+        // -1 leaves the owner as it is.
+        line(&format!("-1, {group}")),
         line("0660) = 0"),
         line("control.sock\") = 0"),
         line("htons(2222)"),

@@ -3,10 +3,11 @@
 
 mod support;
 
+use support::fail2ban::{Fail2ban, idle_jail};
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, assert_closed, assert_reset, send};
-use support::{Backend, Host, Program, Stage, TempDir};
+use support::{Backend, Host, Program, Stage, TempDir, addr, wait_until};
 
 fn ban(stage: &Stage, how: &str) {
     reject(&stage.server, how);
@@ -69,6 +70,30 @@ fn fail2bans_iptables_ban_is_told_as_such() {
     assert_reset(&stage.dial_and_send(v1(CLIENT, VISITED)));
     stage.proxy.wait_for_line("refused by a local firewall");
     stage.session("203.0.113.8:40000");
+}
+
+/// fail2ban's server with its own actions, in both families, and the end of the ban.
+#[test]
+fn fail2bans_own_actions_hold() {
+    for action in ["iptables", "nftables"] {
+        let stage = Stage::new(&["-v", "1", "-connect-timeout", "10m"]);
+        let jail = idle_jail("web", &format!("{action}[type=multiport, port=9000]"));
+        let fail2ban = Fail2ban::start(&stage.server, &jail);
+        let ruleset = || stage.server.run(&["nft", "list", "ruleset"]);
+        for (client, visited) in [(CLIENT, VISITED), (CLIENT6, VISITED6)] {
+            let ip = addr(client).ip().to_string();
+            fail2ban.tell(&stage.server, &format!("set web banip {ip}"));
+            wait_until("the rule is there", || ruleset().contains(&ip));
+            assert_reset(&stage.dial_and_send(v1(client, visited)));
+            stage.proxy.wait_for("refusal", |line| {
+                line.contains(client) && line.contains("refused by a local firewall")
+            });
+            fail2ban.tell(&stage.server, &format!("set web unbanip {ip}"));
+            wait_until("the rule is gone", || !ruleset().contains(&ip));
+            stage.session(client);
+        }
+        assert!(!fail2ban.has_failed());
+    }
 }
 
 #[test]

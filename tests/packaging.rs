@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, send};
-use support::{Backend, Host, Program, addr, repository};
+use support::{Backend, Host, Program, TempDir, addr, repository};
 
 /// The unit starts with the capabilities it lists and no others, serves, and stops, without any
 /// `ip` line. (DynamicUser gives a user without privileges, as `setpriv` does here.)
@@ -65,6 +65,28 @@ fn the_unit_file_needs_nothing_but_its_capabilities() {
     }
     proxy.signal(Signal::SIGTERM);
     assert_eq!(proxy.exit_code(), 0);
+}
+
+/// In systemd's own words: nothing in the units is unknown to it, and of what they could do without
+/// they have little, the relay no more than the proxy.
+#[test]
+fn systemd_understands_the_units_and_finds_them_hardened() {
+    let host = Host::new("server");
+    let files = TempDir::new();
+    for name in ["realpeer.service", "realpeer-ban-relay.service"] {
+        let unit = read(&format!("packaging/systemd/{name}"));
+        // It looks whether the program is there.
+        let unit = unit.replace("/usr/bin/realpeer", &Program::Realpeer.path());
+        let unit = files.file(name, &unit);
+        let mut verify = host.command("systemd-analyze");
+        let output = verify.args(["verify", "--man=no", &unit]).output();
+        let output = output.expect("systemd-analyze is there");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{said}");
+        // Tenths of its "exposure level", of which 100 is a unit without any hardening.
+        let words = ["security", "--offline=true", "--no-pager", "--threshold=25"];
+        host.run(&[&["systemd-analyze"], &words[..], &[&unit]].concat());
+    }
 }
 
 #[test]

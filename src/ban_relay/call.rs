@@ -60,12 +60,16 @@ pub fn parse(body: &[u8]) -> Result<Call, CallError> {
 /// Whether the call may be carried out: nobody is banned whom we need. An unban always may.
 pub fn judge(call: Call, own: &[IpAddr], trusted: &Networks) -> Result<(), CallError> {
     let ip = call.target;
-    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    // Link-local addresses are those of routers and neighbours, which this host depends on.
+    let near = match ip {
+        IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
     let why = if own.contains(&ip) || ip.is_loopback() {
         "an address of this host"
     } else if trusted.contains(ip) {
         "in the allowed-subnets file"
-    } else if ip.is_unspecified() || ip.is_multicast() || broadcast {
+    } else if ip.is_unspecified() || ip.is_multicast() || near {
         "no client's address"
     } else {
         return Ok(());
@@ -141,6 +145,8 @@ mod tests {
             "224.0.0.1",
             "ff02::1",
             "255.255.255.255",
+            "169.254.0.1",
+            "fe80::1",
         ] {
             assert!(!judge(Mode::Ban, target), "{target}");
             assert!(judge(Mode::Unban, target), "{target}");

@@ -42,18 +42,33 @@ impl Configuration {
             .to_owned()
     }
 
-    /// What a filter of ours finds in a log file: one address a line.
+    /// What a filter finds in a log file: one address a line.
     #[track_caller]
     pub fn find(&self, host: &Host, log: &str, filter: &str) -> Vec<String> {
-        let found = host.run(&[
-            "fail2ban-regex",
-            "-c",
-            &self.path(),
-            "-o",
-            "ip",
-            log,
-            filter,
-        ]);
+        self.regex(host, &["-o", "ip", log, filter])
+    }
+
+    /// As `find`, in the entries of a journal that a jail with this `journalmatch` reads.
+    #[track_caller]
+    pub fn find_in_journal(
+        &self,
+        host: &Host,
+        journal: &TempDir,
+        journalmatch: &str,
+        filter: &str,
+    ) -> Vec<String> {
+        let journal = format!(
+            "systemd-journal[journalpath={}]",
+            journal.path("").display()
+        );
+        self.regex(host, &["-o", "ip", "-m", journalmatch, &journal, filter])
+    }
+
+    /// The lines that `fail2ban-regex` prints.
+    #[track_caller]
+    pub fn regex(&self, host: &Host, words: &[&str]) -> Vec<String> {
+        let path = self.path();
+        let found = host.run(&[&["fail2ban-regex", "-c", &path], words].concat());
         found.lines().map(str::to_owned).collect()
     }
 }
@@ -65,6 +80,13 @@ fn copy_files(from: &Path, to: &Path) {
             fs::copy(entry.path(), to.join(entry.file_name())).expect("copy a file");
         }
     }
+}
+
+/// A jail that finds nothing: who is banned there is said by its administrator.
+pub fn idle_jail(name: &str, action: &str) -> String {
+    format!(
+        "[{name}]\nenabled = true\nbackend = polling\nfilter = realpeer-relay\nlogpath = /dev/null\naction = {action}\n"
+    )
 }
 
 /// A server with its socket.
@@ -130,6 +152,22 @@ impl Fail2ban {
             .to_str()
             .expect("temporary paths are UTF-8")
             .to_owned()
+    }
+
+    /// What its administrator says to it, such as `set sshd banip 203.0.113.9`.
+    #[track_caller]
+    pub fn tell(&self, host: &Host, words: &str) {
+        let socket = self.configuration.0.path("socket").display().to_string();
+        let words: Vec<&str> = words.split(' ').collect();
+        host.run(&[&["fail2ban-client", "-s", &socket], &words[..]].concat());
+    }
+
+    /// Whether an action went wrong so far.
+    pub fn has_failed(&self) -> bool {
+        self.running
+            .stdout()
+            .iter()
+            .any(|line| line.contains("ERROR"))
     }
 
     /// Waits until it has banned an address.
