@@ -44,3 +44,4 @@ pub mod sys;
 pub mod tcp;
 pub mod udp;
 pub mod upstream;
+pub mod yielding;

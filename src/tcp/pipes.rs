@@ -46,6 +46,11 @@ impl Pipe {
         self.len
     }
 
+    /// Bytes that fit, if they fill whole pages.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Takes bytes from a socket into the empty pipe; 0 is the end.
     pub fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let n = splice_once(socket, &self.write, self.capacity)?;

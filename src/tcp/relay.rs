@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use super::pipes::{Pipe, Pipes};
 use super::stream::Stream;
+use crate::yielding::Yielding;
 
 /// The worker's buffer. Below this size reading and writing cost less than splicing.
 const BUFFER: usize = 64 << 10;
@@ -31,12 +32,14 @@ const TRY: usize = 4 << 10;
 struct Shared {
     buffer: Box<[u8]>,
     pipes: Pipes,
+    yielding: Yielding,
 }
 
 thread_local! {
     static SHARED: RefCell<Shared> = RefCell::new(Shared {
         buffer: vec![0; BUFFER].into_boxed_slice(),
         pipes: Pipes::default(),
+        yielding: Yielding::default(),
     });
 }
 
@@ -203,6 +206,9 @@ struct Pump {
     splicing: bool,
     full_reads: u8,
     small_splices: u8,
+    /// The last splice took less than half of what the pipe holds: whoever sends cannot keep up,
+    /// and may want this core.
+    ran_short: bool,
     /// Read, but not taken by the sink yet; never together with bytes in the pipe.
     unsent: Option<Unsent>,
     pipe: Option<Pipe>,
@@ -311,6 +317,9 @@ impl Pump {
                 self.pipe = shared.pipes.lease();
             }
             if let Some(pipe) = &mut self.pipe {
+                if self.ran_short {
+                    shared.yielding.leave_core();
+                }
                 let taken = unless_blocked(pipe.fill(source)).map_err(Broken::Source)?;
                 self.small_splices = match taken {
                     Some(n) if n < SMALL_SPLICE => self.small_splices + 1,
@@ -318,6 +327,7 @@ impl Pump {
                     None => self.small_splices,
                 };
                 self.splicing = self.small_splices < SMALL_SPLICES;
+                self.ran_short = taken.is_some_and(|n| n < pipe.capacity() / 2);
                 return Ok(self.note(taken));
             }
             self.splicing = false;

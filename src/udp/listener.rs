@@ -26,6 +26,7 @@ use crate::config::{Settings, UdpHeader};
 use crate::listening;
 use crate::proxy::Proxy;
 use crate::sys::datagram::{Batch, LARGEST};
+use crate::yielding::Yielding;
 
 /// Bytes that may wait in the listening socket, each way: a burst of some thousand datagrams.
 const BUFFER: usize = 8 << 20;
@@ -62,6 +63,7 @@ pub struct Listener {
     pub(super) returned: Traffic,
     /// Datagrams of this turn, both ways.
     pub(super) carried: usize,
+    yielding: Yielding,
 }
 
 /// Opens the listening sockets, all on one address, and tells that address.
@@ -153,6 +155,7 @@ impl Listener {
             placed: Vec::new(),
             returned: Traffic::default(),
             carried: 0,
+            yielding: Yielding::default(),
             proxy,
         })
     }
@@ -176,11 +179,10 @@ impl Listener {
         self.give_back(flows.map(Key::from_number), now);
         self.flows.sweep();
         self.flows.expire(now);
-        // Whoever sends so much may want this core: when we come back there is more at once, which
-        // makes a datagram cheaper. After less it would make them late: beside a program that never
-        // sleeps, a yield costs a whole time slice, some milliseconds.
+        // Whoever sends so much has more. After less it would only make datagrams late beside a
+        // program that never sleeps.
         if std::mem::take(&mut self.carried) >= MANY {
-            std::thread::yield_now();
+            self.yielding.leave_core();
         }
         Ok(())
     }
