@@ -19,16 +19,17 @@ pub struct Yielding {
 }
 
 impl Yielding {
-    /// Leaves the core to others, unless that took long lately. For as long as it took we stay,
-    /// so that never more than half of the time is lost.
-    pub fn leave_core(&mut self) {
+    /// Leaves the core to others, and tells for how long that was. After a long time we stay for
+    /// as long: beside a program that computes without end, half of the time remains ours.
+    pub fn leave_core(&mut self) -> Duration {
         let left = Instant::now();
-        if self.due.is_none_or(|due| left >= due) {
-            thread::yield_now();
-            let back = Instant::now();
-            self.due = Some(back - left)
-                .filter(|away| *away > LONG)
-                .and_then(|away| back.checked_add(away));
+        if self.due.is_some_and(|due| left < due) {
+            return Duration::ZERO;
         }
+        thread::yield_now();
+        let back = Instant::now();
+        let away = back - left;
+        self.due = (away > LONG).then(|| back + away);
+        away
     }
 }

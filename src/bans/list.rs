@@ -77,7 +77,8 @@ impl Ban {
 /// An end of a ban, and which ban.
 type End = (UnixSeconds, IpNet, Option<String>);
 
-/// All bans. A look-up walks down the trie once, a change costs about as much.
+/// All bans. A look-up walks down the trie once, and once more for each covering ban that does not
+/// hold (it has ended, or is another listener's); a change costs about as much.
 #[derive(Debug, Default)]
 pub struct BanList {
     /// One network may be banned for several listeners. Whoever is refused because of a ban shares

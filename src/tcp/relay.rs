@@ -26,6 +26,9 @@ const SMALL_SPLICES: u8 = 4;
 /// Bytes one direction may move before other connections get their turn: half a millisecond.
 const TURN: usize = 4 << 20;
 
+/// Bytes of a turn that go by while the worker leaves its core for a microsecond.
+const AWAY: usize = 8 << 10;
+
 /// What a try costs of the turn at least.
 const TRY: usize = 4 << 10;
 
@@ -269,6 +272,10 @@ impl Pump {
                 }
                 self.readable = true;
             } else {
+                if self.ran_short {
+                    let away = shared.yielding.leave_core();
+                    turn = turn.saturating_sub(away.as_micros() as usize * AWAY);
+                }
                 cost = cost.max(self.take(source, sink, shared)?);
             }
             turn = turn.saturating_sub(cost);
@@ -317,9 +324,6 @@ impl Pump {
                 self.pipe = shared.pipes.lease();
             }
             if let Some(pipe) = &mut self.pipe {
-                if self.ran_short {
-                    shared.yielding.leave_core();
-                }
                 let taken = unless_blocked(pipe.fill(source)).map_err(Broken::Source)?;
                 self.small_splices = match taken {
                     Some(n) if n < SMALL_SPLICE => self.small_splices + 1,
@@ -327,7 +331,7 @@ impl Pump {
                     None => self.small_splices,
                 };
                 self.splicing = self.small_splices < SMALL_SPLICES;
-                self.ran_short = taken.is_some_and(|n| n < pipe.capacity() / 2);
+                self.ran_short = self.splicing && taken.is_some_and(|n| n < pipe.capacity() / 2);
                 return Ok(self.note(taken));
             }
             self.splicing = false;

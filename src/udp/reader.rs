@@ -10,6 +10,7 @@ use crate::config::UdpHeader;
 use crate::header::{self, Claim, Header, HeaderError, Progress, Transport};
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
+use crate::sys::interfaces::is_local;
 
 /// Reads the datagrams of one listening socket.
 pub struct Reader {
@@ -65,6 +66,8 @@ impl Reader {
             self.proxy.admission.plausible(from, source)?;
         }
         if self.style == UdpHeader::First {
+            // All that follows goes the same way.
+            self.proxy.destinations.refuse_loop(target, is_local)?;
             self.bindings.bind(peer, client, target, now);
         }
         Ok(Reading {

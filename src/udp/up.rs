@@ -87,11 +87,12 @@ impl Listener {
         let (proxy, worker) = (&*self.proxy, self.worker);
         self.placed
             .sort_unstable_by_key(|(flow, payload)| (*flow, payload.start));
-        let mut bytes = 0;
+        let (mut datagrams, mut bytes) = (0, 0);
         for run in self.placed.chunk_by(|a, b| a.0 == b.0) {
             let Some(flow) = self.flows.get(run[0].0) else {
                 continue;
             };
+            datagrams += run.len();
             for (key, payload) in run {
                 bytes += payload.len() as u64;
                 self.outbox
@@ -109,9 +110,9 @@ impl Listener {
                 },
             );
         }
-        self.carried += self.placed.len();
+        self.carried += datagrams;
         let stats = &proxy.workers[worker].stats;
-        stats.add(Count::DatagramsUp, self.placed.len() as u64);
+        stats.add(Count::DatagramsUp, datagrams as u64);
         stats.add(Count::BytesUp, bytes);
         self.placed.clear();
     }
