@@ -1,9 +1,14 @@
 //! Who listens where on this host, as /proc tells it.
 
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::Protocol;
+
+/// TCP_LISTEN, and TCP_CLOSE, which is a UDP socket that is bound and not connected.
+const LISTEN: &str = "0A";
+const CLOSE: &str = "07";
 
 /// A socket that takes connections or datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,17 +22,25 @@ pub struct Bound {
 /// The listening TCP sockets, or the unconnected UDP sockets, of this network namespace.
 /// What cannot be read counts as nothing: this knowledge only makes advice better.
 pub fn bound(protocol: Protocol) -> Vec<Bound> {
-    let (name, state) = match protocol {
-        Protocol::Tcp => ("tcp", "0A"), // TCP_LISTEN
-        Protocol::Udp => ("udp", "07"), // TCP_CLOSE: bound, not connected
+    let names = match protocol {
+        Protocol::Tcp => ["tcp", "tcp6"],
+        Protocol::Udp => ["udp", "udp6"],
     };
     // /proc/net itself is hidden under ProcSubset=pid; /proc/thread-self/net is not.
-    let tables = [name.to_owned(), format!("{name}6")];
-    let lines = tables
-        .iter()
-        .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok())
-        .flat_map(|text| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>());
-    lines.filter_map(|line| parse(&line, state)).collect()
+    let tables = names.map(|name| File::open(format!("/proc/thread-self/net/{name}")));
+    let tables = tables.into_iter().flatten().map(BufReader::new);
+    tables.flat_map(|table| of_table(table, protocol)).collect()
+}
+
+/// The table of TCP has the listening sockets first (proc_net_tcp.txt in the kernel's
+/// documentation). The others are not read: on a busy host they are 100,000s, which the kernel
+/// takes seconds to print.
+fn of_table(table: impl BufRead, protocol: Protocol) -> Vec<Bound> {
+    let lines = table.lines().skip(1).map_while(Result::ok);
+    match protocol {
+        Protocol::Tcp => lines.map_while(|line| parse(&line, LISTEN)).collect(),
+        Protocol::Udp => lines.filter_map(|line| parse(&line, CLOSE)).collect(),
+    }
 }
 
 /// True if a datagram to `target` reaches a socket that is bound to no address of its own.
@@ -76,8 +89,33 @@ mod tests {
     use super::*;
     use std::net::UdpSocket;
 
+    /// Ends the test when it is read.
+    struct Never;
+
+    impl std::io::Read for Never {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            panic!("connections are read, too");
+        }
+    }
+
+    #[test]
+    fn of_the_table_of_tcp_only_the_listening_sockets_are_read() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            \x20  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0\n\
+            \x20  1: 0100007F:1F91 0100007F:C350 06 00000000:00000000 03:00001770 00000000     0        0 0 3 0\n";
+        let table = BufReader::new(std::io::Read::chain(table.as_bytes(), Never));
+        let found = of_table(table, Protocol::Tcp);
+        let [Bound { addr, inode: 4711 }] = found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(addr.port(), 8080);
+    }
+
     #[test]
     fn own_sockets_are_found() {
+        let socket = std::net::TcpListener::bind("[::1]:0").expect("bind");
+        let addr = socket.local_addr().expect("address");
+        assert!(bound(Protocol::Tcp).iter().any(|s| s.addr == addr));
         for addr in ["127.0.0.1:0", "[::1]:0"] {
             let socket = UdpSocket::bind(addr).expect("bind");
             let addr = socket.local_addr().expect("address");
