@@ -236,7 +236,12 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn resolve<A>(flag: &str, addr: &HostPort, keep: impl Fn(SocketAddr) -> Option<A>) -> Result<A> {
+/// The first address of `addr` that `keep` takes; `flag` is the one that named it.
+pub fn resolve<A>(
+    flag: &str,
+    addr: &HostPort,
+    keep: impl Fn(SocketAddr) -> Option<A>,
+) -> Result<A> {
     let found = (addr.host.as_str(), addr.port)
         .to_socket_addrs()
         .with_context(|| format!("{flag} {addr}: cannot resolve the host name"))?

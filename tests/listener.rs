@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use support::header::v1;
-use support::stage::{CLIENT, PROXY, VISITED};
+use support::stage::{ADDRESSES, CLIENT, PROXY, VISITED};
 use support::streams::{
     assert_carries, assert_closed, assert_turned_away, has_ended, receive, send,
 };
@@ -254,17 +254,7 @@ fn a_restart_does_not_wait_for_old_connections() {
     stage.proxy.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(stage.proxy.exit_code(), 0);
     drop(session);
-    stage.proxy = Program::Realpeer.start(
-        &stage.server,
-        &[
-            "-l",
-            "0.0.0.0:2222",
-            "-4",
-            "127.0.0.1:9000",
-            "-6",
-            "[::1]:9000",
-        ],
-    );
+    stage.proxy = Program::Realpeer.start(&stage.server, &ADDRESSES);
     stage.assert_serves();
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use support::fail2ban::{Fail2ban, idle_jail};
 use support::header::v1;
-use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
+use support::stage::{ADDRESSES, CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, assert_closed, assert_reset, send};
 use support::{Backend, Host, Program, Stage, TempDir, addr, wait_until};
 
@@ -162,15 +162,7 @@ fn a_firewall_on_the_backends_own_host_is_told_too() {
 fn the_doctor_names_a_rule_that_accepts_all_of_lo() {
     let stage = Stage::new(&[]);
     let doctor = || {
-        let flags = [
-            "doctor",
-            "-l",
-            "0.0.0.0:2222",
-            "-4",
-            "127.0.0.1:9000",
-            "-6",
-            "[::1]:9000",
-        ];
+        let flags = [&["doctor"], &ADDRESSES[..]].concat();
         Program::Realpeer.run(&stage.server, &flags).stdout
     };
     assert!(!doctor().contains("lo-accepted"));

@@ -96,11 +96,9 @@ impl Backend {
 
     /// Who is banned.
     pub async fn list(&self) -> Result<Vec<Banned>> {
-        let Backend::Fail2ban { jail } = self else {
-            let Backend::Nft(set) = self else {
-                return Ok(Vec::new());
-            };
-            return set.list();
+        let jail = match self {
+            Backend::Fail2ban { jail } => jail,
+            Backend::Nft(set) => return set.list(),
         };
         let listed = fail2ban(&["get", jail, "banip"]).await?;
         let targets = listed

@@ -11,7 +11,7 @@ mod nft_set;
 mod rate;
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::addr::{PeerAddr, canonical};
 use crate::cli::BanRelayFlags;
-use crate::config::{Protocol, Verbosity};
+use crate::config::{Protocol, Verbosity, resolve};
 use crate::log;
 use crate::networks::Networks;
 use crate::report::Reporter;
@@ -60,7 +60,7 @@ pub async fn run(flags: BanRelayFlags) -> Result<()> {
     });
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
-    let (listener, address) = listen(&flags.listen.to_string()).await?;
+    let (listener, address) = listen(resolve("-l", &flags.listen, Some)?).await?;
     tracing::info!(listenAdr = %address, exec = %relay.backend, "ban-relay listening");
     tokio::select! {
         never = serve(listener, relay) => match never {},
@@ -84,13 +84,7 @@ fn token(path: &Path) -> Result<Vec<u8>> {
     Ok(token.into())
 }
 
-async fn listen(text: &str) -> Result<(TcpListener, SocketAddr)> {
-    let mut found = text
-        .to_socket_addrs()
-        .with_context(|| format!("-l {text}: cannot resolve the host name"))?;
-    let address = found
-        .next()
-        .with_context(|| format!("-l {text}: no address"))?;
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;

@@ -127,7 +127,7 @@ impl Flows {
     }
 
     /// Whether a flow goes on. One that was killed, or whose client was banned, ends here, and for
-    /// a banned client this fails. While nobody is, this costs a look at two numbers.
+    /// a banned client this fails. While nobody is, this costs a look at a number.
     pub fn judge(&mut self, key: Key) -> Result<bool, Refusal> {
         self.notice_kills();
         let Some(flow) = self.table.get(key) else {

@@ -26,6 +26,15 @@ pub struct Session {
 
 /// Where the proxy listens.
 pub const PROXY: &str = "192.0.2.10:2222";
+/// The flags that say so, and where the backends are.
+pub const ADDRESSES: [&str; 6] = [
+    "-l",
+    "0.0.0.0:2222",
+    "-4",
+    "127.0.0.1:9000",
+    "-6",
+    "[::1]:9000",
+];
 /// A second address of the load balancer; its first is 192.0.2.5.
 pub const OTHER_BALANCER: &str = "192.0.2.6:0";
 /// A client, and its header's destination.
@@ -54,15 +63,7 @@ impl Stage {
         let (balancer, server) = wire();
         let backend = Backend::listen(&server, "127.0.0.1:9000");
         let backend6 = Backend::listen(&server, "[::1]:9000");
-        let addresses = [
-            "-l",
-            "0.0.0.0:2222",
-            "-4",
-            "127.0.0.1:9000",
-            "-6",
-            "[::1]:9000",
-        ];
-        let proxy = program.start_under(wrapper, &server, &[&addresses, flags].concat());
+        let proxy = program.start_under(wrapper, &server, &[&ADDRESSES, flags].concat());
         Stage {
             balancer,
             server,
