@@ -33,7 +33,7 @@ impl Flows {
         Flows(senders)
     }
 
-    /// From now on only the first `count` clients send.
+    /// From now on only the first `count` clients send: at least one by each socket.
     pub fn silence_all_but(&mut self, count: usize) {
         for (number, sender) in self.0.iter_mut().enumerate() {
             let theirs = (number..count).step_by(SOCKETS).len();
