@@ -1,21 +1,28 @@
-//! Who may speak, and whom they may name. Pure: no sockets.
+//! Who may speak, and whom they may name. No sockets.
 
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
 use anyhow::{Context, Result};
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::addr::{ClientAddr, PeerAddr};
 use crate::bans::Bans;
+use crate::claims::Claims;
 use crate::networks::Networks;
 use crate::refusal::Refusal;
+
+/// The network that all who are not allowed are in; its family counts for nothing here.
+const EVERYBODY: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
 
 /// The rules a peer and its claim are judged by.
 #[derive(Debug, Default)]
 pub struct Admission {
     /// The load balancers that may speak; `None` lets everybody.
     pub allowed_subnets: Option<Networks>,
+    /// The addresses that may be claimed.
+    pub claims: Claims,
     /// The clients that may be named.
     pub clients: RwLock<ClientRules>,
     /// Those that are banned for now.
@@ -41,16 +48,16 @@ impl ClientRules {
         })
     }
 
-    fn judge(&self, client: ClientAddr) -> Result<(), Refusal> {
-        if self
-            .denied
-            .as_ref()
-            .is_some_and(|list| list.contains(client.ip()))
-        {
+    fn judge(&self, client: ClientAddr, spares: impl Fn(&IpNet) -> bool) -> Result<(), Refusal> {
+        let denied = self.denied.as_ref();
+        let denied = denied.and_then(|list| list.narrowest(client.ip()));
+        if denied.is_some_and(|network| !spares(&network)) {
             return Err(Refusal::ClientDenied(client));
         }
         match &self.allowed {
-            Some(list) if !list.contains(client.ip()) => Err(Refusal::ClientNotAllowed(client)),
+            Some(list) if !list.contains(client.ip()) && !spares(&EVERYBODY) => {
+                Err(Refusal::ClientNotAllowed(client))
+            }
             _ => Ok(()),
         }
     }
@@ -71,28 +78,66 @@ impl Admission {
         self.wanted(client)
     }
 
-    /// Whether the client is one that this peer can have. Addresses that no client can have are
-    /// for local peers only, since a backend may trust what seems to come from its own host.
+    /// Whether the client is one that this peer can have.
     pub fn plausible(&self, peer: PeerAddr, client: ClientAddr) -> Result<(), Refusal> {
-        if is_bogus(client.ip()) && !peer.ip().is_loopback() {
-            return Err(Refusal::BogusClient(client));
-        }
-        Ok(())
+        let named = || self.naming(peer).is_some();
+        let judgement = self.claims.judge(peer, client, named);
+        judgement.map_err(|oddity| Refusal::BogusClient(client, oddity))
     }
 
     /// Whether the client shall be served: a ban goes before the files, and the denied before the
     /// allowed.
     pub fn wanted(&self, client: ClientAddr) -> Result<(), Refusal> {
-        self.free_of_bans(client)?;
-        let rules = self.clients.read().unwrap_or_else(PoisonError::into_inner);
-        rules.judge(client)
+        self.judge(client, |_| false)
+    }
+
+    /// Whether a peer that names no client shall be served. It may be a client that got here
+    /// without a load balancer: all that holds for clients holds for it, unless it is spared.
+    pub fn peer_wanted(&self, peer: PeerAddr) -> Result<(), Refusal> {
+        self.judge(ClientAddr(peer.0), |rule| self.spares(peer, rule))
     }
 
     /// Whether no ban keeps the client away.
     pub fn free_of_bans(&self, client: ClientAddr) -> Result<(), Refusal> {
+        self.judge_bans(client, |_| false)
+    }
+
+    /// As `free_of_bans`, for a peer that names no client.
+    pub fn peer_free_of_bans(&self, peer: PeerAddr) -> Result<(), Refusal> {
+        self.judge_bans(ClientAddr(peer.0), |rule| self.spares(peer, rule))
+    }
+
+    /// Whether a rule about clients passes this peer over when it speaks for itself: no rule must
+    /// end the health checks of a load balancer. A peer of this host is one; so is one that
+    /// `-allowed-subnets` names at least as narrowly as the rule does. A wider network may hold
+    /// clients, too.
+    pub fn spares(&self, peer: PeerAddr, rule: &IpNet) -> bool {
+        let naming = self.naming(peer);
+        peer.ip().is_loopback() || naming.is_some_and(|n| n.prefix_len() >= rule.prefix_len())
+    }
+
+    /// The narrowest network by which `-allowed-subnets` names a peer. Who lets everybody in
+    /// (0.0.0.0/0, ::/0) names nobody.
+    fn naming(&self, peer: PeerAddr) -> Option<IpNet> {
+        let network = self.allowed_subnets.as_ref()?.narrowest(peer.ip())?;
+        (network.prefix_len() > 0).then_some(network)
+    }
+
+    fn judge(&self, client: ClientAddr, spares: impl Fn(&IpNet) -> bool) -> Result<(), Refusal> {
+        self.judge_bans(client, &spares)?;
+        let rules = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        rules.judge(client, spares)
+    }
+
+    fn judge_bans(
+        &self,
+        client: ClientAddr,
+        spares: impl Fn(&IpNet) -> bool,
+    ) -> Result<(), Refusal> {
+        // It is the narrowest: who is spared it is spared all wider ones.
         match self.bans.find(client.ip()) {
-            Some(ban) => Err(Refusal::Banned(client, ban)),
-            None => Ok(()),
+            Some(ban) if !spares(&ban.network) => Err(Refusal::Banned(client, ban)),
+            _ => Ok(()),
         }
     }
 
@@ -102,42 +147,56 @@ impl Admission {
     }
 }
 
-fn is_bogus(ip: IpAddr) -> bool {
-    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || broadcast
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::canonical;
     use crate::bans::Ban;
     use crate::stats::Count;
 
-    fn judge(peer: &str, client: &str) -> bool {
-        let peer = PeerAddr(peer.parse().unwrap());
-        let client = ClientAddr(canonical(client.parse().unwrap()));
-        Admission::default().client(peer, client).is_ok()
-    }
-
     #[test]
-    fn a_claim_must_be_an_address_a_client_can_have() {
-        for client in [
-            "127.0.0.1:1",
-            "0.0.0.0:1",
-            "224.0.0.1:1",
-            "255.255.255.255:1",
-            "[::1]:1",
-            "[::]:1",
-            "[ff02::1]:1",
-            "[::ffff:127.0.0.1]:1",
-            "[::ffff:224.0.0.1]:1",
+    fn rules_hold_for_peers_that_speak_for_themselves_unless_they_are_named_as_narrowly() {
+        let list = |text: &str| {
+            let mut networks = Networks::default();
+            networks.insert(crate::networks::parse(text).unwrap());
+            Some(networks)
+        };
+        let refusal = |subnets: Option<&str>, rules, peer: &str| {
+            let admission = Admission {
+                allowed_subnets: subnets.and_then(list),
+                ..Admission::default()
+            };
+            admission.replace_rules(rules);
+            let peer = PeerAddr(format!("{peer}:1").parse().unwrap());
+            admission.peer_wanted(peer).err().map(|r| r.count())
+        };
+        let denied = |network: &str| ClientRules {
+            denied: list(network),
+            allowed: None,
+        };
+        for (subnets, network, expected) in [
+            (None, "192.0.2.5", Some(Count::ClientDenied)),
+            (None, "0.0.0.0/0", Some(Count::ClientDenied)),
+            (Some("192.0.2.5"), "192.0.2.5", None),
+            (Some("192.0.2.0/24"), "192.0.2.0/24", None),
+            (Some("192.0.2.0/24"), "192.0.0.0/16", None),
+            (Some("192.0.2.0/24"), "192.0.2.5", Some(Count::ClientDenied)),
+            (Some("0.0.0.0/0"), "0.0.0.0/0", Some(Count::ClientDenied)),
         ] {
-            assert!(!judge("192.0.2.1:1", client), "{client}");
-            assert!(judge("127.0.0.1:1", client), "{client}");
-            assert!(judge("[::1]:1", client), "{client}");
+            let found = refusal(subnets, denied(network), "192.0.2.5");
+            assert_eq!(found, expected, "{subnets:?} {network}");
         }
-        assert!(judge("192.0.2.1:1", "203.0.113.9:0"));
+        assert_eq!(refusal(None, denied("127.0.0.0/8"), "127.0.0.1"), None);
+        for (subnets, expected) in [
+            (None, Some(Count::ClientNotAllowed)),
+            (Some("0.0.0.0/0"), Some(Count::ClientNotAllowed)),
+            (Some("192.0.2.0/24"), None),
+        ] {
+            let rules = ClientRules {
+                denied: None,
+                allowed: list("198.51.100.0/24"),
+            };
+            assert_eq!(refusal(subnets, rules, "192.0.2.5"), expected, "{subnets:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::addr::TargetAddr;
 use crate::cli::{HostPort, ProxyFlags};
+use crate::networks::Networks;
 
 /// The transport that is proxied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +141,8 @@ pub struct Settings {
     pub mark: Option<u32>,
     /// File of the load balancers that may speak (`-allowed-subnets`); `None` lets everybody.
     pub allowed_subnets: Option<PathBuf>,
+    /// Odd addresses that clients have here all the same (`-allow-claims`).
+    pub allow_claims: Networks,
     /// File of the clients that are not served (`-denied-clients`).
     pub denied_clients: Option<PathBuf>,
     /// File of the only clients that are served (`-allowed-clients`).
@@ -204,6 +207,7 @@ impl Settings {
             dynamic_destination: flags.dynamic_destination,
             mark: (flags.mark != 0).then_some(flags.mark),
             allowed_subnets: flags.allowed_subnets,
+            allow_claims: flags.allow_claims.unwrap_or_default(),
             denied_clients: flags.denied_clients,
             allowed_clients: flags.allowed_clients,
             name: flags.name,

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::addr::TargetAddr;
 use crate::admission::{Admission, ClientRules};
 use crate::bans::Bans;
+use crate::claims::{self, Claims};
 use crate::config::{Protocol, Settings};
 use crate::control;
 use crate::destination::Destinations;
@@ -34,7 +36,7 @@ use crate::upstream;
 /// Runs the proxy until a signal ends it.
 pub async fn run(settings: Settings) -> Result<()> {
     log::init(settings.verbosity, settings.log_format);
-    let admission = admission(&settings)?;
+    let admission = admission(&settings, claims::follow().await)?;
     let max_connections = limits::capacity(&settings);
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
@@ -133,13 +135,14 @@ async fn serve(
     Ok(())
 }
 
-fn admission(settings: &Settings) -> Result<Admission> {
+fn admission(settings: &Settings, host: Arc<ArcSwap<claims::Host>>) -> Result<Admission> {
     let file = settings.state_dir.as_ref().map(|directory| {
         let name = settings.name.as_deref().unwrap_or("realpeer");
         directory.join(format!("{name}.bans"))
     });
     Ok(Admission {
         allowed_subnets: allowed_subnets(settings)?,
+        claims: Claims::new(settings.allow_claims.clone(), host),
         clients: RwLock::new(client_rules(settings)?),
         bans: Bans::open(settings.name.clone(), file.as_deref()).context("-state-dir")?,
     })

@@ -14,7 +14,7 @@
 //! A module may use what stands to its right, and nothing to its left. [`daemon`] starts and stops
 //! everything and is the only one that knows everybody; [`proxy`] is what connections share.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
-//! admission asks; [`ban_relay`] is a program of its own, for the ingress.
+//! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -22,6 +22,7 @@ pub mod addr;
 pub mod admission;
 pub mod ban_relay;
 pub mod bans;
+pub mod claims;
 pub mod cli;
 pub mod config;
 pub mod control;

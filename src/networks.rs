@@ -56,9 +56,14 @@ impl Networks {
         self.0.get_lpm(network).or_else(within)
     }
 
+    /// The narrowest network of the list that holds `ip`, which must not be IPv4-mapped.
+    pub fn narrowest(&self, ip: IpAddr) -> Option<IpNet> {
+        self.0.get_lpm(&ip.into())
+    }
+
     /// Whether a network of the list holds `ip`, which must not be IPv4-mapped.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        self.0.get_lpm(&ip.into()).is_some()
+        self.narrowest(ip).is_some()
     }
 }
 

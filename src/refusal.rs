@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::addr::{ClientAddr, TargetAddr};
 use crate::bans::Ban;
+use crate::claims::Oddity;
 use crate::header::HeaderError;
 use crate::stats::Count;
 use crate::upstream::UpstreamError;
@@ -36,9 +37,9 @@ pub enum Refusal {
     /// What came is no header, or a bad one.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// The header names an address that no client can have.
-    #[error("the header claims the client {0}, which only a local peer may claim")]
-    BogusClient(ClientAddr),
+    /// The header names an address that this peer may not claim.
+    #[error("the header claims the client {0}, {1}, {who}", who = .1.claimants())]
+    BogusClient(ClientAddr, Oddity),
     /// The client is banned.
     #[error("the client {0} is banned: {1}")]
     Banned(ClientAddr, Arc<Ban>),
@@ -83,7 +84,7 @@ impl Refusal {
             Refusal::HeaderTimeout(_) => Count::HeaderTimeout,
             Refusal::Header(HeaderError::Absent(_)) => Count::HeaderAbsent,
             Refusal::Header(_) => Count::HeaderBad,
-            Refusal::BogusClient(_) => Count::BogusClient,
+            Refusal::BogusClient(..) => Count::BogusClient,
             Refusal::Banned(..) => Count::Banned,
             Refusal::ClientDenied(_) => Count::ClientDenied,
             Refusal::ClientNotAllowed(_) => Count::ClientNotAllowed,

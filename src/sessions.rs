@@ -46,7 +46,8 @@ pub struct Route {
     pub client: ClientAddr,
     /// The backend.
     pub target: TargetAddr,
-    /// The header named the client, so that bans hold for it; a health check has none.
+    /// The header named the client; without one the load balancer, or who got here in its place,
+    /// speaks for itself.
     pub named: bool,
 }
 

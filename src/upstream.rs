@@ -1,6 +1,7 @@
 //! Opens the socket that claims the client's address. Knows nothing of PROXY headers.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +75,10 @@ pub enum UpstreamError {
         /// How long we waited.
         after: Duration,
     },
+    /// The kernel gave the socket another address or port than the claimed one, as it does when
+    /// the claim is a broadcast or multicast address.
+    #[error("the kernel would not send from {0}, but from another address: no client has it")]
+    NotAsClaimed(ClientAddr),
     /// A firewall answered with an ICMP message.
     #[error(
         "refused by a {} firewall, which rejects connections to the backend {target} by ICMP: is the client banned there?",
@@ -167,9 +172,54 @@ fn attempt(
         })
         .and_then(|()| socket.connect(&target.0.into()));
     match begun {
-        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(failure(source, target, e)),
-        _ => Ok(socket.into()),
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => {
+            return Err(failure(source, target, e));
+        }
+        _ => {}
     }
+    match is_as_claimed(&socket, source, kind) {
+        Ok(true) => Ok(socket.into()),
+        Ok(false) => Err(UpstreamError::NotAsClaimed(source)),
+        Err(e) => Err(failure(source, target, e)),
+    }
+}
+
+/// Whether a connected socket sends from the claimed address, and port if one is claimed.
+///
+/// bind(2) takes a broadcast or multicast address, and connect(2) then chooses another: 127.0.0.1
+/// towards loopback (inet_bind in the kernel's net/ipv4/af_inet.c clears inet_saddr).
+fn is_as_claimed(socket: &Socket, source: ClientAddr, kind: Kind) -> io::Result<bool> {
+    let own = socket.local_addr()?.as_socket();
+    let same = own.is_some_and(|own| {
+        own.ip() == source.ip() && (source.0.port() == 0 || own.port() == source.0.port())
+    });
+    Ok(match kind {
+        Kind::Stream => same,
+        // A UDP socket tells what it was bound to, not what it sends from.
+        Kind::Datagram { .. } => same && !is_group(source.ip())?,
+    })
+}
+
+/// Whether the kernel takes `ip` for more than one host: connect(2) to a broadcast address fails
+/// with EACCES without SO_BROADCAST. Nothing is sent.
+fn is_group(ip: IpAddr) -> io::Result<bool> {
+    let IpAddr::V4(v4) = ip else {
+        return Ok(ip.is_multicast());
+    };
+    if v4.is_multicast() || v4.is_broadcast() {
+        return Ok(true);
+    }
+    let asking = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    let somewhere = SocketAddr::new(ip, 9).into();
+    let is_forbidden = |result: io::Result<()>| {
+        result.is_err_and(|e| e.raw_os_error() == Some(libc::EACCES))
+    };
+    if !is_forbidden(asking.connect(&somewhere)) {
+        return Ok(false);
+    }
+    // A route of the type prohibit answers the same, but to all.
+    asking.set_broadcast(true)?;
+    Ok(!is_forbidden(asking.connect(&somewhere)))
 }
 
 /// A socket that may bind to an address that is not this host's.

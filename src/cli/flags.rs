@@ -13,9 +13,11 @@ use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
 use super::{UsageError, doctor, go, usage};
+use crate::claims;
 use crate::config::{
     Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
 };
+use crate::networks::Networks;
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -80,6 +82,12 @@ pub struct ProxyFlags {
     /// File of the load balancers that may connect, an address or CIDR a line
     #[arg(long = "allowed-subnets", visible_aliases = ["a", "allowed-networks"], value_name = "FILE")]
     pub allowed_subnets: Option<PathBuf>,
+
+    /// Addresses and networks, separated by commas, that clients have although they look wrong
+    /// (link-local, reserved, of this host's own, a network's first); never loopback, broadcast or
+    /// multicast
+    #[arg(long = "allow-claims", value_name = "NETWORKS", value_parser = claims::parse_allowed, verbatim_doc_comment)]
+    pub allow_claims: Option<Networks>,
 
     /// File of the clients that are not served, an address or CIDR a line
     #[arg(long = "denied-clients", value_name = "FILE")]

@@ -145,8 +145,10 @@ impl Office {
             reason,
         };
         let written = bans.ban(ban.clone());
+        let admission = &self.proxy.admission;
         let killed = self.proxy.kill(EndedBy::Ban, |_, session| {
-            session.route.is_some_and(|route| route.named) && is_of(session, &network)
+            let named = session.route.is_some_and(|route| route.named);
+            is_of(session, &network) && (named || !admission.spares(session.peer, &network))
         });
         tracing::info!(
             network = %network,

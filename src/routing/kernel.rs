@@ -6,8 +6,10 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Error, Handle, IpVersion};
 
@@ -177,6 +179,24 @@ impl Kernel {
         Ok(false)
     }
 
+    /// The addresses of all interfaces, each with the network that it is in.
+    pub async fn addresses(&self) -> io::Result<Vec<(IpAddr, IpNet)>> {
+        let addresses = collect(self.0.address().get().execute()).await?;
+        Ok(addresses.iter().filter_map(own_address).collect())
+    }
+
+    /// The destinations of all routes of the type broadcast: binding to them gives a socket
+    /// another address.
+    pub async fn broadcasts(&self) -> io::Result<Vec<IpNet>> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = Family::V4.number();
+        filter.header.kind = RouteType::Broadcast;
+        let mut routes = collect(self.0.route().get(filter).execute()).await?;
+        // Kernels before 4.20 ignore the filter.
+        routes.retain(|route| route.header.kind == RouteType::Broadcast);
+        Ok(routes.iter().filter_map(destination).collect())
+    }
+
     /// The tables that rules or routes with our number use, each once.
     pub async fn own_tables(&self) -> io::Result<Vec<u32>> {
         let mut tables = Vec::new();
@@ -227,6 +247,32 @@ impl Kernel {
         }
         Ok(found)
     }
+}
+
+/// On a point-to-point link the network is that of the other end (IFA_ADDRESS, rtnetlink(7)).
+fn own_address(message: &AddressMessage) -> Option<(IpAddr, IpNet)> {
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    let there = find(|a| match a {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    let here = find(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let own = here.or(there)?;
+    let network = IpNet::new(there.unwrap_or(own), message.header.prefix_len).ok()?;
+    Some((own, network))
+}
+
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let ip = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        _ => None,
+    });
+    IpNet::new(ip?, route.header.destination_prefix_length).ok()
 }
 
 async fn collect<T>(answers: impl Stream<Item = Result<T, Error>>) -> io::Result<Vec<T>> {

@@ -26,7 +26,7 @@ pub(crate) mod plan;
 mod show;
 pub(crate) mod survey;
 mod switch;
-mod watch;
+pub(crate) mod watch;
 
 pub use marks::Marks;
 pub use switch::command;

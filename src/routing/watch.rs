@@ -147,7 +147,8 @@ impl Changes {
     }
 }
 
-fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
+/// A socket that hears what the kernel announces to these groups.
+pub fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(protocol)?;
     let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
     socket.socket_mut().bind(&SocketAddr::new(0, mask))?;

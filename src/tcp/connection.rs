@@ -118,8 +118,9 @@ impl Story {
             target,
             named: matches!(claim, Claim::Client { .. }),
         });
-        if let Claim::Client { source, .. } = claim {
-            self.proxy().admission.client(self.peer, source)?;
+        match claim {
+            Claim::Client { source, .. } => self.proxy().admission.client(self.peer, source)?,
+            Claim::RealEndpoints => self.proxy().admission.peer_wanted(self.peer)?,
         }
         let (backend, sent) = self.reach(claimed, target, &unsent).await?;
         unsent.drain(..sent);

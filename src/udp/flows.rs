@@ -136,9 +136,10 @@ impl Flows {
         if flow.judged.replace(self.round) == self.round {
             return Ok(true);
         }
+        let admission = &self.proxy.admission;
         let judgement = match is_named(flow.client, &flow.back) {
-            true => self.proxy.admission.free_of_bans(flow.client),
-            false => Ok(()),
+            true => admission.free_of_bans(flow.client),
+            false => admission.peer_free_of_bans(flow.back.from()),
         };
         let why = match (self.sessions().ended_by(flow.id), &judgement) {
             (None, Ok(())) => return Ok(true),
@@ -206,8 +207,9 @@ impl Flows {
         self.notice_kills();
         let judged = Cell::new(self.round);
         let named = is_named(client, &back);
-        if named {
-            self.proxy.admission.wanted(client)?;
+        match named {
+            true => self.proxy.admission.wanted(client)?,
+            false => self.proxy.admission.peer_wanted(back.from())?,
         }
         self.proxy.destinations.refuse_loop(target, is_local)?;
         self.count(Count::Accepted);
@@ -223,13 +225,12 @@ impl Flows {
         }
         // Worth a try: a backend that sends runs of datagrams at once is then read at once.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
-        let peer = PeerAddr(canonical(back.peer));
         let route = Route {
             client,
             target,
             named,
         };
-        let id = self.sessions().begin_flow(peer, route);
+        let id = self.sessions().begin_flow(back.from(), route);
         let flow = Flow {
             socket,
             client,
@@ -330,6 +331,12 @@ impl Drop for Flows {
     }
 }
 
+impl Back {
+    fn from(&self) -> PeerAddr {
+        PeerAddr(canonical(self.peer))
+    }
+}
+
 impl Flow {
     /// How answers leave through the listening socket.
     pub fn envelope(&self) -> Envelope<'_> {
@@ -361,7 +368,7 @@ impl Default for Traffic {
 
 /// Whether a header named the client; without one the load balancer speaks for itself.
 fn is_named(client: ClientAddr, back: &Back) -> bool {
-    client.0 != canonical(back.peer)
+    client.0 != back.from().0
 }
 
 fn is_shortage(error: &UpstreamError) -> bool {

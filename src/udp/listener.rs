@@ -40,9 +40,6 @@ const LISTENER: u64 = u64::MAX;
 /// Descriptors that the kernel's table is made for at start, at most: 512 KiB of memory.
 const WIDEST_TABLE: u64 = 65_535;
 
-/// Bindings of style `first`, in flows: a binding is kept when its flow made room.
-const BINDINGS_A_FLOW: usize = 4;
-
 /// Datagrams in one turn that tell of a sender who has more of them.
 const MANY: usize = 8;
 
@@ -148,7 +145,7 @@ impl Listener {
             style: proxy.settings.udp_header,
             socket,
             poller,
-            reader: Reader::new(Arc::clone(&proxy), most.saturating_mul(BINDINGS_A_FLOW)),
+            reader: Reader::new(Arc::clone(&proxy), most),
             flows: Flows::new(Arc::clone(&proxy), worker, most),
             batch: Batch::new(LARGEST),
             outbox: Outbox::default(),

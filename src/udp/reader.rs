@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::bindings::Bindings;
+use super::bindings::{self, Bindings};
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
 use crate::config::UdpHeader;
 use crate::header::{self, Claim, Header, HeaderError, Progress, Transport};
@@ -32,11 +32,12 @@ pub struct Reading {
 }
 
 impl Reader {
-    /// Reads as the settings say, with so many bindings at most.
-    pub fn new(proxy: Arc<Proxy>, bindings: usize) -> Reader {
+    /// Reads as the settings say; `flows` may be open at once.
+    pub fn new(proxy: Arc<Proxy>, flows: usize) -> Reader {
+        let most = bindings::most(flows, proxy.admission.allowed_subnets.is_some());
         Reader {
             style: proxy.settings.udp_header,
-            bindings: Bindings::new(bindings, proxy.settings.close_after),
+            bindings: Bindings::new(most, proxy.settings.close_after),
             proxy,
         }
     }
