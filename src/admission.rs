@@ -1,6 +1,6 @@
 //! Who may speak, and whom they may name. No sockets.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
@@ -123,6 +123,17 @@ impl Admission {
         (network.prefix_len() > 0).then_some(network)
     }
 
+    /// Whether `-allowed-subnets` names load balancers, and not everybody.
+    pub fn lists_peers(&self) -> bool {
+        let holds_everybody = |list: &Networks| {
+            let first: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            let widest = first.iter().filter_map(|ip| list.narrowest(*ip));
+            widest.into_iter().any(|network| network.prefix_len() == 0)
+        };
+        let list = self.allowed_subnets.as_ref();
+        list.is_some_and(|list| !holds_everybody(list))
+    }
+
     fn judge(&self, client: ClientAddr, spares: impl Fn(&IpNet) -> bool) -> Result<(), Refusal> {
         self.judge_bans(client, &spares)?;
         let rules = self.clients.read().unwrap_or_else(PoisonError::into_inner);
@@ -195,7 +206,11 @@ mod tests {
                 denied: None,
                 allowed: list("198.51.100.0/24"),
             };
-            assert_eq!(refusal(subnets, rules, "192.0.2.5"), expected, "{subnets:?}");
+            assert_eq!(
+                refusal(subnets, rules, "192.0.2.5"),
+                expected,
+                "{subnets:?}"
+            );
         }
     }
 

@@ -118,6 +118,16 @@ impl Targets {
             self.v6.into()
         })
     }
+
+    /// The flag that was not given and has `target` as its default.
+    pub fn flag_left_out(&self, target: TargetAddr) -> Option<&'static str> {
+        let flags = [
+            ("-4", self.v4_given, SocketAddr::V4(self.v4)),
+            ("-6", self.v6_given, SocketAddr::V6(self.v6)),
+        ];
+        let left_out = |(_, given, default): &(_, bool, _)| !given && *default == target.0;
+        flags.into_iter().find(left_out).map(|(flag, ..)| flag)
+    }
 }
 
 /// Everything the proxy needs to know to run.

@@ -76,10 +76,9 @@ async fn serve(
     };
     let destinations = Destinations::new(&settings, listen);
     refuse_loops(&settings, &destinations)?;
-    let upstream = upstream::Options {
-        marks,
-        source_port: settings.source_port,
-    };
+    tell_left_out(&settings);
+    let upstream =
+        upstream::Options::new(marks, settings.source_port).context("cannot open a UDP socket")?;
     let proxy = Arc::new(Proxy {
         admission,
         destinations,
@@ -228,6 +227,19 @@ fn refuse_loops(settings: &Settings, destinations: &Destinations) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Who gives one target only may not know that the other family has a default.
+fn tell_left_out(settings: &Settings) {
+    let targets = settings.targets;
+    let (flag, clients, default) = match (targets.v4_given, targets.v6_given) {
+        (true, false) => ("-6", "IPv6", TargetAddr(targets.v6.into())),
+        (false, true) => ("-4", "IPv4", TargetAddr(targets.v4.into())),
+        _ => return,
+    };
+    if !settings.dynamic_destination {
+        tracing::info!("{flag} was not given: {clients} clients go to its default, {default}");
+    }
 }
 
 /// Waits for the open connections to end, for as long as `-drain-timeout` says.

@@ -1,5 +1,6 @@
 //! A header and its peer → whom to claim to be, and where to go. The one place for TCP and UDP.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
@@ -41,6 +42,15 @@ impl Destinations {
         })
     }
 
+    /// A refusal as the log tells it: where it is about the default of a flag that was left out, it
+    /// says so, for nobody wrote that address.
+    pub fn explain<'a>(&self, refusal: &'a Refusal) -> Explained<'a> {
+        let target = refusal.target().filter(|_| !self.dynamic);
+        let left_out =
+            target.and_then(|target| Some((self.targets.flag_left_out(target)?, target)));
+        Explained { refusal, left_out }
+    }
+
     /// Fails if connecting to `target` would come back to our own listener. To be asked once a
     /// connection or flow, not once a datagram: `is_local` may ask the kernel for all addresses.
     pub fn refuse_loop(
@@ -65,6 +75,23 @@ impl Destinations {
         let covered = ours.is_unspecified() && (ours.is_ipv6() || theirs.is_ipv4());
         ours == theirs
             || (covered && (theirs.is_loopback() || theirs.is_unspecified() || is_local(theirs)))
+    }
+}
+
+/// A refusal with what is to be said about its target.
+#[derive(Debug)]
+pub struct Explained<'a> {
+    refusal: &'a Refusal,
+    left_out: Option<(&'static str, TargetAddr)>,
+}
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.refusal.fmt(f)?;
+        match self.left_out {
+            Some((flag, target)) => write!(f, " ({flag} was not given; its default is {target})"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -74,6 +74,20 @@ impl Refusal {
         )
     }
 
+    /// The target that could not be reached, if the refusal is about one.
+    pub fn target(&self) -> Option<TargetAddr> {
+        match self {
+            Refusal::TargetIsListener(target) => Some(*target),
+            Refusal::Upstream(
+                UpstreamError::Refused(target)
+                | UpstreamError::Timeout { target, .. }
+                | UpstreamError::Rejected { target, .. }
+                | UpstreamError::Failed { target, .. },
+            ) => Some(*target),
+            _ => None,
+        }
+    }
+
     /// The counter that this refusal adds to.
     pub fn count(&self) -> Count {
         match self {

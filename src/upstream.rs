@@ -1,7 +1,7 @@
 //! Opens the socket that claims the client's address. Knows nothing of PROXY headers.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,24 @@ pub struct Options {
     pub marks: Arc<Marks>,
     /// About the claimed source port.
     pub source_port: SourcePort,
+    /// Asks the kernel about addresses, by connect(2); it never sends. One for all, because a new
+    /// one takes as long as all else that a flow begins with.
+    asking: Arc<Socket>,
+}
+
+impl Options {
+    /// Fails when there can be no socket.
+    pub fn new(marks: Arc<Marks>, source_port: SourcePort) -> io::Result<Options> {
+        let asking = asking_socket()?;
+        // It keeps the source address of its first question, which need not stay this host's. Who
+        // may not claim addresses is told so by the first connection.
+        let _ = asking.set_ip_transparent_v4(true);
+        Ok(Options {
+            marks,
+            source_port,
+            asking: asking.into(),
+        })
+    }
 }
 
 /// The kind of socket that claims a client's address.
@@ -177,7 +195,7 @@ fn attempt(
         }
         _ => {}
     }
-    match is_as_claimed(&socket, source, kind) {
+    match is_as_claimed(&socket, source, kind, options) {
         Ok(true) => Ok(socket.into()),
         Ok(false) => Err(UpstreamError::NotAsClaimed(source)),
         Err(e) => Err(failure(source, target, e)),
@@ -188,7 +206,12 @@ fn attempt(
 ///
 /// bind(2) takes a broadcast or multicast address, and connect(2) then chooses another: 127.0.0.1
 /// towards loopback (inet_bind in the kernel's net/ipv4/af_inet.c clears inet_saddr).
-fn is_as_claimed(socket: &Socket, source: ClientAddr, kind: Kind) -> io::Result<bool> {
+fn is_as_claimed(
+    socket: &Socket,
+    source: ClientAddr,
+    kind: Kind,
+    options: &Options,
+) -> io::Result<bool> {
     let own = socket.local_addr()?.as_socket();
     let same = own.is_some_and(|own| {
         own.ip() == source.ip() && (source.0.port() == 0 || own.port() == source.0.port())
@@ -196,30 +219,39 @@ fn is_as_claimed(socket: &Socket, source: ClientAddr, kind: Kind) -> io::Result<
     Ok(match kind {
         Kind::Stream => same,
         // A UDP socket tells what it was bound to, not what it sends from.
-        Kind::Datagram { .. } => same && !is_group(source.ip())?,
+        Kind::Datagram { .. } => same && !is_group(source.ip(), &options.asking)?,
     })
 }
 
-/// Whether the kernel takes `ip` for more than one host: connect(2) to a broadcast address fails
-/// with EACCES without SO_BROADCAST. Nothing is sent.
-fn is_group(ip: IpAddr) -> io::Result<bool> {
+/// Whether the kernel takes `ip` for more than one host.
+fn is_group(ip: IpAddr, asking: &Socket) -> io::Result<bool> {
     let IpAddr::V4(v4) = ip else {
         return Ok(ip.is_multicast());
     };
     if v4.is_multicast() || v4.is_broadcast() {
         return Ok(true);
     }
-    let asking = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    let somewhere = SocketAddr::new(ip, 9).into();
-    let is_forbidden = |result: io::Result<()>| {
-        result.is_err_and(|e| e.raw_os_error() == Some(libc::EACCES))
-    };
-    if !is_forbidden(asking.connect(&somewhere)) {
+    if !is_forbidden(asking, v4) {
         return Ok(false);
     }
-    // A route of the type prohibit answers the same, but to all.
+    // A route of the type prohibit answers the same, but with SO_BROADCAST, too.
+    let asking = asking_socket()?;
+    if !is_forbidden(&asking, v4) {
+        return Ok(false);
+    }
     asking.set_broadcast(true)?;
-    Ok(!is_forbidden(asking.connect(&somewhere)))
+    Ok(!is_forbidden(&asking, v4))
+}
+
+/// connect(2) to a broadcast address fails with EACCES without SO_BROADCAST.
+fn is_forbidden(asking: &Socket, ip: Ipv4Addr) -> bool {
+    let any_port = SocketAddr::new(ip.into(), 9);
+    let result = asking.connect(&any_port.into());
+    result.is_err_and(|e| e.raw_os_error() == Some(libc::EACCES))
+}
+
+fn asking_socket() -> io::Result<Socket> {
+    Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))
 }
 
 /// A socket that may bind to an address that is not this host's.

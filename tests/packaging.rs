@@ -7,9 +7,12 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use support::header::v1;
-use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
-use support::streams::{assert_carries, send};
+use support::stage::{CLIENT, CLIENT6, OTHER_BALANCER, VISITED, VISITED6, wire};
+use support::streams::{assert_carries, assert_turned_away, send};
 use support::{Backend, Host, Program, TempDir, addr, repository};
+
+/// What the unit's -allowed-subnets names.
+const BALANCERS: &str = "/etc/realpeer/balancers";
 
 /// The unit starts with the capabilities it lists and no others, serves, and stops, without any
 /// `ip` line. (DynamicUser gives a user without privileges, as `setpriv` does here.)
@@ -29,6 +32,8 @@ fn the_unit_file_needs_nothing_but_its_capabilities() {
     );
     assert_eq!(value("AmbientCapabilities"), value("CapabilityBoundingSet"));
     let start = value("ExecStart");
+    let files = TempDir::new();
+    let start = start.replace(BALANCERS, &files.file("balancers", "192.0.2.5\n"));
     let mut words = start.split(' ');
     assert_eq!(words.next(), Some("/usr/bin/realpeer"));
     let flags: Vec<&str> = words.collect();
@@ -63,8 +68,37 @@ fn the_unit_file_needs_nothing_but_its_capabilities() {
         assert_eq!(from, addr(client));
         assert_carries(&near, &far);
     }
+    // Whoever is not in the file may not speak.
+    assert_turned_away(balancer.try_dial(Some(OTHER_BALANCER), "192.0.2.10:2222"));
     proxy.signal(Signal::SIGTERM);
     assert_eq!(proxy.exit_code(), 0);
+}
+
+/// Who starts the unit without a word about load balancers must not let in everybody.
+#[test]
+fn the_unit_file_fails_closed_and_says_what_to_put_where() {
+    let unit = read("packaging/systemd/realpeer.service");
+    let start = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart=/usr/bin/realpeer "));
+    let flags: Vec<&str> = start
+        .expect("the unit starts realpeer")
+        .split(' ')
+        .collect();
+    assert!(flags.contains(&BALANCERS), "{flags:?}");
+    // A host of a test has the machine's /etc, but not what an administrator makes.
+    let ended = Program::Realpeer.run(&Host::new("server"), &flags);
+    assert_eq!(ended.code, 1);
+    for part in ["-allowed-subnets", BALANCERS] {
+        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    }
+    for (name, text) in [("unit", &unit), ("README.md", &read("README.md"))] {
+        let command = format!("echo 192.0.2.5 > {BALANCERS}");
+        assert!(
+            text.contains(&command),
+            "{name} does not say what to put there"
+        );
+    }
 }
 
 /// In systemd's own words: nothing in the units is unknown to it, and of what they could do without

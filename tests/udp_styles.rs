@@ -80,6 +80,44 @@ fn first_keeps_a_socket_bound_while_its_flow_makes_room() {
     assert_eq!(scene.expect(CLIENT, &forged), addr(CLIENT));
 }
 
+/// A client that opens flow after flow must not make the proxy forget another one's socket, however
+/// few flows there may be.
+#[test]
+fn first_keeps_all_sockets_that_a_load_balancer_can_have() {
+    let scene = Scene::new(&[
+        "-udp-header",
+        "first",
+        "-max-flows",
+        "1",
+        "-close-after",
+        "1h",
+    ]);
+    let near = scene.socket();
+    scene.converse(&near, CLIENT);
+    let others: Vec<UdpSocket> = scene.balancer.enter(|| {
+        let open = |_| UdpSocket::bind("0.0.0.0:0").expect("a free port");
+        (0..500).map(open).collect()
+    });
+    // Twenty times as many sockets as file descriptors: an address each.
+    for number in 0..20 {
+        let address = format!("192.0.2.{}", 100 + number);
+        scene
+            .balancer
+            .add_address(&format!("{address}/24"), "to-server");
+        let sockets: Vec<UdpSocket> = scene.balancer.enter(|| {
+            let open = |_| UdpSocket::bind((address.as_str(), 0)).expect("a free port");
+            (0..500).map(open).collect()
+        });
+        for other in sockets.iter().chain(&others) {
+            other.send_to(&every(OTHER, b"hello"), PROXY).unwrap();
+            scene.expect(OTHER, b"hello");
+        }
+    }
+    let forged = every("203.0.113.66:6", b"I am another");
+    near.send(&forged).unwrap();
+    assert_eq!(scene.expect(CLIENT, &forged), addr(CLIENT));
+}
+
 #[test]
 fn first_gives_a_client_on_two_listeners_its_port_once() {
     // Only the first datagram of each socket names the client, so the kernel cannot bring them to

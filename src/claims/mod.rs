@@ -255,7 +255,11 @@ mod tests {
                 (LOCAL, odd(who >= 1)),
                 ("::1", odd(who >= 1)),
             ] {
-                assert_eq!(judge(&claims, peer, client, false), expected, "{peer} {client}");
+                assert_eq!(
+                    judge(&claims, peer, client, false),
+                    expected,
+                    "{peer} {client}"
+                );
             }
             let expected = odd(oddity == Oddity::Own);
             assert_eq!(judge(&claims, STRANGER, client, true), expected, "{client}");
@@ -288,7 +292,11 @@ mod tests {
         let claims = claims(everything);
         for (client, oddity, who) in TABLE {
             let expected = (who < 2).then_some(oddity);
-            assert_eq!(judge(&claims, STRANGER, client, false), expected, "{client}");
+            assert_eq!(
+                judge(&claims, STRANGER, client, false),
+                expected,
+                "{client}"
+            );
         }
         for never in [
             "127.0.0.0/8",
@@ -299,7 +307,10 @@ mod tests {
             "255.255.255.255",
             "0.0.0.0",
         ] {
-            assert!(parse_allowed(never).unwrap_err().contains("never"), "{never}");
+            assert!(
+                parse_allowed(never).unwrap_err().contains("never"),
+                "{never}"
+            );
         }
         for wrong in ["", "10.0.0.0/33", "10.0.0.1,", "somewhere"] {
             assert!(parse_allowed(wrong).is_err(), "{wrong:?}");

@@ -20,7 +20,8 @@ pub struct Marks {
 }
 
 impl Marks {
-    pub(super) fn new(settings: &Settings) -> Marks {
+    /// No mark but the one that `-mark` says.
+    pub fn new(settings: &Settings) -> Marks {
         Marks {
             user: settings.mark,
             targets: RwLock::default(),

@@ -276,7 +276,7 @@ pub fn report(
     stats.add(kind, 1);
     if let Some(held_back) = proxy.reporter.due(kind) {
         tracing::warn!(
-            error = %refusal,
+            error = %proxy.destinations.explain(refusal),
             frontendRemoteAddr = %peer,
             clientAddr = client.map(tracing::field::display),
             targetAddr = target.map(tracing::field::display),

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use super::lru::{Key, Lru};
 use crate::addr::{ClientAddr, TargetAddr};
 
+/// Bindings in flows, at least: a binding is kept when its flow made room.
+const BINDINGS_A_FLOW: usize = 4;
+
 /// Ports of an address: a load balancer can have no more sockets towards a listener.
 const PORTS: usize = 65_536;
 
@@ -17,11 +20,13 @@ const PORTS: usize = 65_536;
 /// strangers with forged addresses, who must not fill the memory.
 const UNLISTED_PEERS: usize = 16;
 
-/// The bindings that may be kept: all of listed peers, however many there are.
+/// How many bindings may be kept beside so many flows: all there can be, where peers are `listed`.
 pub fn most(flows: usize, listed: bool) -> usize {
     match listed {
         true => usize::MAX,
-        false => flows.max(UNLISTED_PEERS * PORTS),
+        false => flows
+            .saturating_mul(BINDINGS_A_FLOW)
+            .max(UNLISTED_PEERS * PORTS),
     }
 }
 
@@ -127,7 +132,7 @@ mod tests {
     fn few_flows_do_not_make_few_bindings() {
         assert_eq!(most(1, true), usize::MAX);
         assert_eq!(most(1, false), 16 * 65_536);
-        assert_eq!(most(2_000_000, false), 2_000_000);
+        assert_eq!(most(1_000_000, false), 4_000_000);
     }
 
     #[test]

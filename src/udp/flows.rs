@@ -208,7 +208,8 @@ impl Flows {
         let judged = Cell::new(self.round);
         let named = is_named(client, &back);
         match named {
-            true => self.proxy.admission.wanted(client)?,
+            // A binding of style first may be older than what makes the claim odd.
+            true => self.proxy.admission.client(back.from(), client)?,
             false => self.proxy.admission.peer_wanted(back.from())?,
         }
         self.proxy.destinations.refuse_loop(target, is_local)?;

@@ -48,7 +48,7 @@ pub fn refused(proxy: &Proxy, worker: usize, peer: SocketAddr, refusal: &Refusal
     proxy.workers[worker].stats.add(kind, 1);
     if let Some(held_back) = proxy.reporter.due(kind) {
         tracing::warn!(
-            error = %refusal,
+            error = %proxy.destinations.explain(refusal),
             frontendRemoteAddr = %PeerAddr(canonical(peer)),
             heldBack = held_back,
             "dropping datagram"

@@ -34,7 +34,7 @@ pub struct Reading {
 impl Reader {
     /// Reads as the settings say; `flows` may be open at once.
     pub fn new(proxy: Arc<Proxy>, flows: usize) -> Reader {
-        let most = bindings::most(flows, proxy.admission.allowed_subnets.is_some());
+        let most = bindings::most(flows, proxy.admission.lists_peers());
         Reader {
             style: proxy.settings.udp_header,
             bindings: Bindings::new(most, proxy.settings.close_after),
