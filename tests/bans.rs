@@ -382,7 +382,9 @@ fn udp_flows_are_listed_and_can_be_killed() {
 fn health_checks_over_udp_outlive_a_ban_on_the_load_balancer() {
     let ctl = Ctl::new();
     let path = ctl.path();
-    let scene = Scene::new(&["-control", &path]);
+    let files = TempDir::new();
+    let balancers = files.file("balancers", "192.0.2.5\n");
+    let scene = Scene::new(&["-control", &path, "-allowed-subnets", &balancers]);
     let near = scene.socket();
     for ban in ["ban 192.0.2.5 -force", "ban 192.0.2.0/24 -force"] {
         ctl.ok(ban);
