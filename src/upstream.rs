@@ -147,6 +147,12 @@ pub fn failure(client: ClientAddr, target: TargetAddr, source: io::Error) -> Ups
     }
 }
 
+/// Whether an error tells of a connection that was there before it broke: a reset in answer to a SYN
+/// is ECONNREFUSED (tcp_reset in net/ipv4/tcp_input.c).
+pub fn had_answered(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ECONNRESET | libc::EPIPE))
+}
+
 fn attempt(
     source: ClientAddr,
     target: TargetAddr,
@@ -212,6 +218,7 @@ fn stream_options(socket: &Socket, source: ClientAddr) -> io::Result<()> {
     }
     sys::socket::set_option(socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_COUNT)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE)

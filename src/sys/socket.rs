@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::sys::socket::{MsgFlags, recv as nix_recv, send as nix_send};
 use socket2::SockAddr;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Takes a connection from a listener, non-blocking and close-on-exec, with its peer's address.
@@ -72,9 +73,55 @@ fn retry(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<usize> {
     }
 }
 
+/// Whether a TCP connection is over, both ways. Its error stays for others.
+pub fn is_closed(socket: impl AsFd) -> io::Result<bool> {
+    /// TCP_CLOSE of include/net/tcp_states.h.
+    const CLOSE: u8 = 7;
+    // The first byte of TCP_INFO is the state; the kernel writes no more than it is asked for.
+    let mut state = 0u8;
+    let mut len = size_of_val(&state) as libc::socklen_t;
+    // SAFETY: the pointers lead to `state`, whose size `len` holds, and to `len`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(state == CLOSE)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Bytes sent, and an end, that the other side's kernel has not acknowledged (tcp(7), SIOCOUTQ).
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one int, to where the pointer leads.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 {
+        Ok(usize::try_from(bytes).unwrap_or_default())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Puts a non-blocking descriptor into the reactor of the runtime this is called from.
 pub fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    register_for(descriptor, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// As `register`, for a reactor that also tells of urgent data.
+pub fn register_with_urgent(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+    register_for(socket, interest)
+}
+
+fn register_for(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and the same descriptor for as long as it lives, and the
     // `AsyncFd` owns it: nobody gets it out to close or replace it.
-    Ok(unsafe { AsyncFd::register(descriptor) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }

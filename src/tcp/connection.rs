@@ -7,7 +7,8 @@ use std::time::Instant;
 use tokio::time::timeout;
 
 use super::answer;
-use super::relay::{self, End, Relay, Side};
+use super::pump;
+use super::relay::{End, Relay, Side};
 use super::stream::Stream;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
 use crate::header::{self, Claim, Progress, Transport};
@@ -94,6 +95,17 @@ struct Session {
     unsent: Vec<u8>,
     /// Others may wait to be read.
     more: bool,
+    /// The error of a backend that has broken the connection already.
+    gone: Option<io::Error>,
+}
+
+/// A backend that has taken the connection.
+struct Reached {
+    backend: Stream,
+    /// Bytes that it has taken.
+    sent: usize,
+    /// The error by which it has broken the connection already. Bytes of it may wait to be read.
+    gone: Option<io::Error>,
 }
 
 impl Story {
@@ -121,13 +133,18 @@ impl Story {
         if let Claim::Client { source, .. } = claim {
             self.proxy().admission.client(self.peer, source)?;
         }
-        let (backend, sent) = self.reach(claimed, target, &unsent).await?;
+        let Reached {
+            backend,
+            sent,
+            gone,
+        } = self.reach(claimed, target, &unsent).await?;
         unsent.drain(..sent);
         Ok(Session {
             backend,
             sent,
             unsent,
             more,
+            gone,
         })
     }
 
@@ -142,13 +159,14 @@ impl Story {
                 session.sent,
                 std::mem::take(&mut session.unsent),
                 session.more,
+                session.gone.take(),
             ),
             story: self,
             backend,
             end: None,
         };
         let end = (&mut carrying.relay).await;
-        let orderly = matches!(end, End::Closed(_));
+        let orderly = end.is_orderly();
         carrying.end = Some(end);
         orderly
     }
@@ -160,24 +178,29 @@ impl Story {
         client: ClientAddr,
         target: TargetAddr,
         first: &[u8],
-    ) -> Result<(Stream, usize), UpstreamError> {
+    ) -> Result<Reached, UpstreamError> {
         let connecting = upstream::connect(client, target, Kind::Stream, &self.proxy().upstream)?;
         if connecting.port_replaced {
             self.port_replaced(client);
         }
         let failure = |e| upstream::failure(client, target, e);
         let backend = Stream::new(connecting.socket).map_err(failure)?;
-        match backend.send(first) {
-            Ok(sent) => return Ok((backend, sent)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(failure(e)),
-        }
-        let after = self.proxy().settings.connect_timeout;
-        match timeout(after, answer::wait(&backend, client, target)).await {
-            Ok(result) => result?,
-            Err(_) => return Err(UpstreamError::Timeout { target, after }),
-        }
-        Ok((backend, 0))
+        let (sent, gone) = match backend.send(first) {
+            Ok(sent) => (sent, None),
+            Err(e) if upstream::had_answered(&e) => (0, Some(e)),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(failure(e)),
+            Err(_) => {
+                let after = self.proxy().settings.connect_timeout;
+                let waited = timeout(after, answer::wait(&backend, client, target)).await;
+                let timed_out = |_| UpstreamError::Timeout { target, after };
+                (0, waited.map_err(timed_out)??)
+            }
+        };
+        Ok(Reached {
+            backend,
+            sent,
+            gone,
+        })
     }
 
     fn proxy(&self) -> &Proxy {
@@ -247,7 +270,7 @@ struct Carrying<'a> {
 
 impl Drop for Carrying<'_> {
     fn drop(&mut self) {
-        if !matches!(self.end, Some(End::Closed(_))) {
+        if !self.end.as_ref().is_some_and(End::is_orderly) {
             self.backend.reset_on_close();
         }
         let (up, down) = self.relay.moved();
@@ -292,10 +315,10 @@ fn words(end: &End) -> String {
     };
     match end {
         End::Closed(side) => format!("{} closed", name(side)),
-        End::Broken(side, e) if e.raw_os_error() == Some(libc::ETIMEDOUT) => {
+        End::Cut(side, e) | End::Broken(side, e) if e.raw_os_error() == Some(libc::ETIMEDOUT) => {
             format!("{} gone: no answer to keep-alive", name(side))
         }
-        End::Broken(side, e) => format!("{} reset: {e}", name(side)),
+        End::Cut(side, e) | End::Broken(side, e) => format!("{} reset: {e}", name(side)),
     }
 }
 
@@ -314,10 +337,10 @@ struct Head {
 async fn read_header(peer: &Stream) -> Result<Head, Refusal> {
     let mut bytes = Vec::new();
     loop {
-        let read = relay::with_buffer(|buffer| {
+        let read = pump::with_buffer(|buffer| {
             let n = peer.recv(buffer)?;
             bytes.extend_from_slice(&buffer[..n]);
-            Ok((n, n == buffer.len()))
+            Ok((n, n == buffer.len() || peer.has_urgent()))
         });
         match read {
             Ok((0, _)) if bytes.is_empty() => return Err(Refusal::Silent),

@@ -40,8 +40,10 @@ fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
     )?;
     socket.set_reuse_address(true)?;
     listening::prepare(&socket, listen, settings)?;
-    // Accepted sockets inherit these, which saves two system calls a connection.
+    // Accepted sockets inherit these, which saves three system calls a connection.
     socket.set_tcp_nodelay(true)?;
+    // An urgent byte keeps its place among the others.
+    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE)

@@ -5,7 +5,9 @@ pub mod listener;
 mod answer;
 mod connection;
 mod pipes;
+mod pump;
 mod relay;
 mod stream;
+mod tail;
 
 pub use pipes::MOST as PIPES_A_WORKER;

@@ -71,6 +71,20 @@ pub fn receive_all(mut stream: &TcpStream) -> Vec<u8> {
     bytes
 }
 
+/// Receives what comes until the other side finishes or resets.
+#[track_caller]
+pub fn receive_to_any_end(stream: &TcpStream) -> Vec<u8> {
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        match read(stream, &mut buffer) {
+            Ok(0) => return bytes,
+            Ok(n) => bytes.extend(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return bytes,
+            Err(e) => panic!("neither bytes nor an end: {e}"),
+        }
+    }
+}
+
 /// Sends one message each way and checks that it arrives as it was.
 #[track_caller]
 pub fn assert_carries(near: &TcpStream, far: &TcpStream) {
