@@ -74,14 +74,23 @@ pub fn receive_all(mut stream: &TcpStream) -> Vec<u8> {
 /// Receives what comes until the other side finishes or resets.
 #[track_caller]
 pub fn receive_to_any_end(stream: &TcpStream) -> Vec<u8> {
-    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
-    loop {
-        match read(stream, &mut buffer) {
-            Ok(0) => return bytes,
-            Ok(n) => bytes.extend(&buffer[..n]),
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => return bytes,
-            Err(e) => panic!("neither bytes nor an end: {e}"),
-        }
+    receive_to_the_end(stream).0
+}
+
+/// Receives what comes until the other side resets.
+#[track_caller]
+pub fn receive_until_reset(stream: &TcpStream) -> Vec<u8> {
+    let (bytes, end) = receive_to_the_end(stream);
+    assert!(end.is_err(), "an orderly end, where bytes may be missing");
+    bytes
+}
+
+fn receive_to_the_end(mut stream: &TcpStream) -> (Vec<u8>, io::Result<()>) {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => (bytes, Ok(())),
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => (bytes, Err(e)),
+        Err(e) => panic!("neither bytes nor an end: {e}"),
     }
 }
 
