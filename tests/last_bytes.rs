@@ -14,7 +14,7 @@ use support::header::v1;
 use support::stage::{CLIENT, VISITED};
 use support::streams::{
     assert_carries, finish_sending, is_ready, read, receive, receive_all, receive_to_any_end,
-    reset, send,
+    receive_until_reset, reset, send,
 };
 use support::{Host, Program, Session, Stage, wait_until};
 
