@@ -35,7 +35,9 @@ pub async fn wait(
         Err(e) if upstream::had_answered(&e) => return Ok(Some(e)),
         Err(_) => return Err(rejected()),
     }
+    let mut woken = false;
     loop {
+        // The error of a socket is told once: nobody else may ask here.
         match backend.send(&[]) {
             Ok(_) => break,
             Err(e) if upstream::had_answered(&e) => return Ok(Some(e)),
@@ -43,21 +45,17 @@ pub async fn wait(
             Err(_) if icmp::was_rejected(backend) => return Err(rejected()),
             Err(e) => return Err(upstream::failure(client, target, e)),
         }
-        let woken = std::future::poll_fn(|cx| backend.poll_writable(cx)).await;
-        woken.map_err(|e| upstream::failure(client, target, e))?;
+        // Woken by an error that is none of ours: the reactor would wake us without end.
+        if woken {
+            sleep(PAUSE).await;
+        }
+        let ready = std::future::poll_fn(|cx| backend.poll_writable(cx)).await;
+        ready.map_err(|e| upstream::failure(client, target, e))?;
         if icmp::was_rejected(backend) {
             return Err(rejected());
         }
-        // Woken by an error that is none of ours: the reactor would wake us without end.
-        if is_blocked(backend) {
-            sleep(PAUSE).await;
-        }
+        woken = true;
     }
     let _ = icmp::keep_errors(backend, target.ip(), false);
     Ok(None)
-}
-
-fn is_blocked(backend: &Stream) -> bool {
-    let sent = backend.send(&[]);
-    sent.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
 }
