@@ -1,6 +1,8 @@
 //! The running proxy: the order of start, signals, and the end.
 
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -20,62 +22,41 @@ use crate::control;
 use crate::destination::Destinations;
 use crate::doctor;
 use crate::limits;
-use crate::log;
 use crate::networks::Networks;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Reporter;
-use crate::routing::{self, Marks};
+use crate::routing;
 use crate::stats::Count;
 use crate::sys;
 use crate::tcp;
 use crate::udp;
 use crate::upstream;
 
+/// Seconds between attempts to write bans to a disk that was full.
+const MEND_BANS: u64 = 10;
+
 /// Runs the proxy until a signal ends it.
 pub async fn run(settings: Settings) -> Result<()> {
-    log::init(settings.verbosity, settings.log_format);
-    let admission = admission(&settings)?;
-    let max_connections = limits::capacity(&settings);
+    // A signal that comes during the start is honoured when the start is done.
     let mut signals = Signals::new().context("cannot watch for signals")?;
-    let workers = workers(settings.workers).context("cannot start the worker threads")?;
-    let routing = routing::install(&settings).await?;
-    doctor::warn_at_start(&settings).await;
-    let result = serve(
-        settings,
-        admission,
-        max_connections,
-        workers,
-        routing.marks(),
-        &mut signals,
-    )
-    .await;
-    let restored = routing.restored();
-    if restored > 0 {
-        tracing::info!(restored, "routing was put back while the proxy ran");
-    }
-    routing.remove().await;
-    result
-}
-
-async fn serve(
-    settings: Settings,
-    admission: Admission,
-    max_connections: usize,
-    workers: Vec<Worker>,
-    marks: Arc<Marks>,
-    signals: &mut Signals,
-) -> Result<()> {
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
-    let control = control::bind(&settings)?;
-    // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
+    let mut admission = admission(&settings)?;
+    let max_connections = limits::capacity(&settings);
+    let workers = workers(settings.workers).context("cannot start the worker threads")?;
+    // A second instance on the same port ends here, and has touched nothing. Whoever connects is
+    // served when everything is ready.
     let (sockets, listen) = match settings.protocol {
         Protocol::Tcp => tcp::listener::bind(&settings)?,
         Protocol::Udp => udp::listener::bind(&settings)?,
     };
     let destinations = Destinations::new(&settings, listen);
     refuse_loops(&settings, &destinations)?;
+    admission.bans = bans(&settings)?;
+    let control = control::bind(&settings)?;
+    let routing = routing::install(&settings).await?;
+    doctor::warn_at_start(&settings).await;
     let upstream = upstream::Options {
-        marks,
+        marks: routing.marks(),
         source_port: settings.source_port,
     };
     let proxy = Arc::new(Proxy {
@@ -89,21 +70,32 @@ async fn serve(
         ended: Notify::new(),
         settings,
     });
-    tokio::spawn(end_bans(Arc::clone(&proxy)));
     tokio::spawn(reload_at(hangup, Arc::clone(&proxy)));
-    if let Some(bound) = control {
-        let office = control::Office {
-            proxy: Arc::clone(&proxy),
-            listen,
-            started: std::time::Instant::now(),
-        };
-        tracing::debug!(path = %bound.path.display(), "control socket");
-        tokio::spawn(control::serve(bound, Arc::new(office)));
+    let result = serve(&proxy, sockets, listen, control, &mut signals).await;
+    let restored = routing.restored();
+    if restored > 0 {
+        tracing::info!(restored, "routing was put back while the proxy ran");
+    }
+    routing.remove().await;
+    result
+}
+
+async fn serve(
+    proxy: &Arc<Proxy>,
+    sockets: Vec<OwnedFd>,
+    listen: SocketAddr,
+    control: Option<control::Place>,
+    signals: &mut Signals,
+) -> Result<()> {
+    let mut office = JoinSet::new();
+    office.spawn(end_bans(Arc::clone(proxy)));
+    if let Some(place) = control {
+        office.spawn(administer(place, Arc::clone(proxy), listen));
     }
     let mut listeners = JoinSet::new();
     for (number, socket) in sockets.into_iter().enumerate() {
         let own = number % proxy.workers.len();
-        let (shared, worker) = (Arc::clone(&proxy), &proxy.workers[own].handle);
+        let (shared, worker) = (Arc::clone(proxy), &proxy.workers[own].handle);
         let protocol = match proxy.settings.protocol {
             Protocol::Tcp => {
                 listeners.spawn_on(tcp::listener::run(shared, socket, own), worker);
@@ -123,26 +115,46 @@ async fn serve(
             return Err(error).context(format!("the listener on {listen} broke"));
         }
     }
+    // The one that is started next gets them at once, and with them the bans that come from now on.
+    office.shutdown().await;
+    proxy.admission.bans.release();
     proxy.draining.store(true, Ordering::Relaxed);
     listeners.shutdown().await;
     tokio::select! {
-        () = drain(&proxy) => {}
+        () = drain(proxy) => {}
         name = signals.next() => tracing::info!(signal = name, "stopping at once"),
     }
-    farewell(&proxy);
+    farewell(proxy);
     Ok(())
 }
 
+/// Serves the control socket.
+async fn administer(place: control::Place, proxy: Arc<Proxy>, listen: SocketAddr) {
+    let office = control::Office {
+        proxy,
+        listen,
+        started: std::time::Instant::now(),
+    };
+    if let Err(error) = control::serve(place, Arc::new(office)).await {
+        tracing::warn!(%error, "the control socket broke");
+    }
+}
+
+/// The lists of files. The bans come later: whoever opens their file also writes it.
 fn admission(settings: &Settings) -> Result<Admission> {
+    Ok(Admission {
+        allowed_subnets: allowed_subnets(settings)?,
+        clients: RwLock::new(client_rules(settings)?),
+        bans: Bans::default(),
+    })
+}
+
+fn bans(settings: &Settings) -> Result<Bans> {
     let file = settings.state_dir.as_ref().map(|directory| {
         let name = settings.name.as_deref().unwrap_or("realpeer");
         directory.join(format!("{name}.bans"))
     });
-    Ok(Admission {
-        allowed_subnets: allowed_subnets(settings)?,
-        clients: RwLock::new(client_rules(settings)?),
-        bans: Bans::open(settings.name.clone(), file.as_deref()).context("-state-dir")?,
-    })
+    Bans::open(settings.name.clone(), file.as_deref()).context("-state-dir")
 }
 
 fn client_rules(settings: &Settings) -> Result<ClientRules> {
@@ -168,13 +180,18 @@ async fn reload_at(mut hangup: Signal, proxy: Arc<Proxy>) {
     }
 }
 
-/// Says when bans end. That they do needs nobody: each look-up compares the time.
+/// Says when bans end. That they do needs nobody: each look-up compares the time. Also tries again
+/// to write down what a full disk did not take.
 async fn end_bans(proxy: Arc<Proxy>) {
+    let bans = &proxy.admission.bans;
     let mut second = tokio::time::interval(Duration::from_secs(1));
-    loop {
+    for seconds in 0u64.. {
         second.tick().await;
-        for ban in proxy.admission.bans.expire() {
+        for ban in bans.expire() {
             tracing::info!(network = %ban.network, reason = ban.reason, listener = ban.listener, "ban ended");
+        }
+        if seconds % MEND_BANS == MEND_BANS - 1 && bans.mend().is_ok_and(|mended| mended) {
+            tracing::info!("the bans are written down again");
         }
     }
 }

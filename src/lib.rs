@@ -17,6 +17,8 @@
 //! admission asks; [`ban_relay`] is a program of its own, for the ingress.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
+// They panic when nobody reads: `output` prints.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod addr;
 pub mod admission;
@@ -34,6 +36,7 @@ pub mod limits;
 pub mod listening;
 pub mod log;
 pub mod networks;
+pub mod output;
 pub mod proxy;
 pub mod refusal;
 pub mod report;

@@ -1,12 +1,13 @@
 //! The program `realpeer`.
 
-use std::io::Write;
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use realpeer::cli::{self, Command};
 use realpeer::config::Settings;
-use realpeer::{ban_relay, control, daemon, demo, doctor, routing};
+use realpeer::{ban_relay, control, daemon, demo, doctor, log, output, routing};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -16,15 +17,17 @@ fn main() -> ExitCode {
     let command = match cli::parse(&words.collect::<Vec<_>>()) {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("realpeer: {error}");
+            output::complain(error);
             return ExitCode::from(2);
         }
     };
-    match run(command) {
+    let result = run(command);
+    log::flush();
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("realpeer: {error:#}");
+            log::last_words(&format!("{error:#}"));
             let code = error.downcast_ref().map(control::Failure::exit_code);
             ExitCode::from(code.unwrap_or(1))
         }
@@ -34,7 +37,10 @@ fn main() -> ExitCode {
 /// Whether all is well: the doctor may say no without an error.
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Proxy(flags) => wait(daemon::run(Settings::resolve(flags)?))?,
+        Command::Proxy(flags) => {
+            log::init(flags.verbosity, flags.log_format).context("cannot start the log")?;
+            wait(daemon::run(Settings::resolve(flags)?))?;
+        }
         Command::Routing(action, form, flags) => {
             routing::command(action, form, &Settings::resolve(flags)?)?;
         }
@@ -44,7 +50,7 @@ fn run(command: Command) -> Result<bool> {
         Command::BanRelay(flags) => wait(ban_relay::run(flags))?,
         Command::Ctl(flags) => control::run(&flags)?,
         Command::Demo => demo::run()?,
-        Command::Print(text) => std::io::stdout().write_all(text.as_bytes())?,
+        Command::Print(text) => output::print(text).context("cannot print")?,
     }
     Ok(true)
 }

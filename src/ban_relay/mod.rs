@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +26,7 @@ use tokio::time::{sleep, timeout};
 use crate::addr::{PeerAddr, canonical};
 use crate::cli::BanRelayFlags;
 use crate::config::{Protocol, Verbosity, resolve};
+use crate::listening::cannot_listen;
 use crate::log;
 use crate::networks::Networks;
 use crate::report::Reporter;
@@ -45,7 +46,7 @@ const SHORTEST_TOKEN: usize = 16;
 
 /// Serves calls until a signal ends it.
 pub async fn run(flags: BanRelayFlags) -> Result<()> {
-    log::init(Verbosity::Errors, None);
+    log::init(Verbosity::Errors, None).context("cannot start the log")?;
     let (Some(token_file), Some(callers)) = (&flags.token_file, &flags.allowed_subnets) else {
         bail!("ban-relay needs -token-file and -allowed-subnets");
     };
@@ -87,7 +88,7 @@ fn token(path: &Path) -> Result<Vec<u8>> {
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address}"))?;
+        .map_err(|e| anyhow!(cannot_listen(address, Protocol::Tcp, &e)))?;
     let address = listener
         .local_addr()
         .context("the listener has no address")?;

@@ -1,12 +1,19 @@
 //! The bans on disk: a line for each ban and each unban, so that a change costs one write however
 //! many bans there are. At start the file is read and replaced by one that holds only what counts.
+//!
+//! Lines are only ever added to a file that was written whole by this process. After a write that
+//! failed, the next change writes a new file, with all that holds then.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 
 use super::list::{Ban, BanList};
@@ -29,37 +36,137 @@ pub enum Change {
     },
 }
 
-/// The open file.
+/// The file of one process; no other may write it meanwhile.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    lock: Option<File>,
+    /// `None` while the file on disk lacks changes, or may end in half a line.
+    file: Option<Arc<File>>,
     lines: usize,
+    unsynced: bool,
 }
 
 impl Journal {
-    /// Reads the bans of `path`, if it exists, and opens it for what comes. Lines that cannot be
-    /// read are told and left out: a crash may have cut the last one.
+    /// Locks and reads the bans of `path`, if it exists, and opens it for what comes. Lines that
+    /// cannot be read are told and left out: a crash may have cut the last one. Where nothing can
+    /// be written for now, that is told, and the bans that could be read hold.
     pub fn open(path: &Path, now: u64) -> Result<(Journal, BanList)> {
+        let mut journal = Journal {
+            path: path.to_owned(),
+            lock: None,
+            file: None,
+            lines: 0,
+            unsynced: false,
+        };
+        let locked = journal.lock()?;
         let mut list = match File::open(path) {
             Ok(file) => read(file, path)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => BanList::default(),
+            Err(e) if e.kind() == ErrorKind::NotFound => BanList::default(),
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
         };
         list.expire(now);
-        Ok((replace(path, &list)?, list))
+        if let Err(error) = locked.and_then(|()| journal.replace(&list)) {
+            let error = format!("{error:#}");
+            tracing::warn!(error, bans = list.len() as u64, "the bans on disk are in force, but changes of them cannot be written down for now");
+        }
+        Ok((journal, list))
     }
 
-    /// Writes a change down. `list` is what holds after it.
+    /// Writes a change down; it survives a power cut once `unsynced` is synced. `list` is what
+    /// holds after it.
     pub fn write(&mut self, change: &Change, list: &BanList) -> Result<()> {
-        let name = || format!("cannot write {}", self.path.display());
-        let mut line = serde_json::to_vec(change).with_context(name)?;
+        let Some(mut file) = self.file.as_deref().filter(|_| !self.is_long(list)) else {
+            return self.mend(list);
+        };
+        let mut line = serde_json::to_vec(change)?;
         line.push(b'\n');
-        self.file.write_all(&line).with_context(name)?;
-        self.lines += 1;
-        if self.lines > 2 * list.len() + SLACK {
-            *self = replace(&self.path, list)?;
+        if let Err(error) = file.write_all(&line) {
+            self.distrust();
+            return Err(error).with_context(|| self.cannot_write());
         }
+        self.lines += 1;
+        self.unsynced = true;
+        Ok(())
+    }
+
+    /// Writes a new file.
+    fn mend(&mut self, list: &BanList) -> Result<()> {
+        self.lock()??;
+        self.replace(list)
+    }
+
+    /// As `mend`, if the file lacks changes; tells whether it did.
+    pub fn mend_if_behind(&mut self, list: &BanList) -> Result<bool> {
+        match self.file {
+            Some(_) => Ok(false),
+            None => self.mend(list).map(|()| true),
+        }
+    }
+
+    /// The file, if changes were written to it since the last call.
+    pub fn unsynced(&mut self) -> Option<Arc<File>> {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        self.file.clone().filter(|_| unsynced)
+    }
+
+    /// Notes that the file on disk may lack changes.
+    pub fn distrust(&mut self) {
+        self.file = None;
+    }
+
+    fn is_long(&self, list: &BanList) -> bool {
+        self.lines > 2 * list.len() + SLACK
+    }
+
+    fn cannot_write(&self) -> String {
+        format!("cannot write {}", self.path.display())
+    }
+
+    /// The outer error: another process holds the lock. The inner one: there can be no lock for
+    /// now, so nothing may be written.
+    fn lock(&mut self) -> Result<Result<()>> {
+        if self.lock.is_some() {
+            return Ok(Ok(()));
+        }
+        let path = self.path.with_extension("lock");
+        let file = match make_directory(&self.path).and_then(|()| lock_file(&path)) {
+            Ok(file) => file,
+            Err(error) => return Ok(Err(error)),
+        };
+        // A lock that the kernel knows the owner of, and that ends with the process.
+        let mut wanted = whole_file();
+        match fcntl(&file, FcntlArg::F_SETLK(&wanted)) {
+            Ok(_) => self.lock = Some(file),
+            Err(Errno::EAGAIN | Errno::EACCES) => {
+                let asked = fcntl(&file, FcntlArg::F_GETLK(&mut wanted));
+                let pid = asked.map_or(0, |_| wanted.l_pid);
+                bail!(
+                    "{} is in use by process {pid}: give each instance its own -name or -state-dir",
+                    self.path.display()
+                );
+            }
+            Err(e) => return Ok(Err(e).with_context(|| format!("cannot lock {}", path.display()))),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Puts a new file in the place of the old one in one step, so that a crash leaves either
+    /// whole, and a power cut as well.
+    fn replace(&mut self, list: &BanList) -> Result<()> {
+        self.distrust();
+        let new = self.path.with_extension("new");
+        let placed = write_new(&new, list).and_then(|file| {
+            fs::rename(&new, &self.path)?;
+            sync(directory(&self.path))?;
+            Ok(file)
+        });
+        if placed.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        self.file = Some(Arc::new(placed.with_context(|| self.cannot_write())?));
+        self.lines = list.len();
+        self.unsynced = false;
         Ok(())
     }
 }
@@ -81,34 +188,75 @@ fn read(file: File, path: &Path) -> Result<BanList> {
     Ok(list)
 }
 
-/// Puts a new file in the place of the old one in one step, so that a crash leaves either whole.
-fn replace(path: &Path, list: &BanList) -> Result<Journal> {
-    let name = || format!("cannot write {}", path.display());
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+/// A file that is synced, and takes lines at its end.
+fn write_new(path: &Path, list: &BanList) -> io::Result<File> {
+    // What a crash left there, or a link that somebody put there.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        _ => {}
     }
-    let new = path.with_extension("new");
-    let mut out = BufWriter::new(File::create(&new).with_context(name)?);
+    let file = private().create_new(true).append(true).open(path)?;
+    let mut out = BufWriter::new(file);
     for ban in list.iter() {
-        serde_json::to_writer(&mut out, &Change::Ban(ban.clone())).with_context(name)?;
-        out.write_all(b"\n").with_context(name)?;
+        serde_json::to_writer(&mut out, &Change::Ban(ban.clone()))?;
+        out.write_all(b"\n")?;
     }
-    let file = out
-        .into_inner()
-        .map_err(|e| e.into_error())
-        .with_context(name)?;
-    file.sync_all().with_context(name)?;
-    fs::rename(&new, path).with_context(name)?;
-    let file = OpenOptions::new()
-        .append(true)
-        .open(path)
-        .with_context(name)?;
-    Ok(Journal {
-        path: path.to_owned(),
-        file,
-        lines: list.len(),
-    })
+    let file = out.into_inner().map_err(|e| e.into_error())?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// A file that only we may read, and never one behind a link.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
+fn lock_file(path: &Path) -> Result<File> {
+    let opened = private()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path);
+    opened.with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn whole_file() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn make_directory(file: &Path) -> Result<()> {
+    let directory = directory(file);
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory);
+    made.and_then(|()| directory.parent().map_or(Ok(()), sync))
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    tracing::info!(directory = %directory.display(), "made the directory of -state-dir");
+    Ok(())
+}
+
+/// A new name in a directory survives a power cut only with the directory.
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn directory(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
 }
 
 #[cfg(test)]
@@ -180,10 +328,8 @@ mod tests {
         let scratch = Scratch::new("cut");
         let (mut journal, mut list) = Journal::open(&scratch.file(), 0).unwrap();
         add(&mut journal, &mut list, ban("203.0.113.7", None));
-        journal
-            .file
-            .write_all(b"{\"ban\":{\"network\":\"203.0.1")
-            .unwrap();
+        let mut file = journal.file.as_deref().unwrap();
+        file.write_all(b"{\"ban\":{\"network\":\"203.0.1").unwrap();
         let (_, list) = Journal::open(&scratch.file(), 0).unwrap();
         assert_eq!(list.len(), 1);
         assert_eq!(

@@ -3,11 +3,12 @@
 mod journal;
 mod list;
 
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 pub use journal::Change;
@@ -54,8 +55,8 @@ impl Bans {
         list.find(client, self.listener(), now()).cloned()
     }
 
-    /// Bans a network from now on. Fails if the ban could not be written down; it holds all the
-    /// same, until the program ends.
+    /// Bans a network from now on; `sync` makes that last. Fails if the ban could not be written
+    /// down; it holds all the same, until the program ends.
     pub fn ban(&self, ban: Ban) -> Result<()> {
         self.list_mut().insert(ban.clone());
         self.write(&Change::Ban(ban))
@@ -83,6 +84,36 @@ impl Bans {
     /// The bans, to read.
     pub fn list(&self) -> RwLockReadGuard<'_, BanList> {
         self.list.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the changes so far would survive a power cut. Fails if they may not.
+    pub async fn sync(&self) -> Result<()> {
+        let unsynced = self.journal().as_mut().and_then(Journal::unsynced);
+        let Some(file) = unsynced else {
+            return Ok(());
+        };
+        // A slow disk must not hold up signals and other clients.
+        let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
+        let synced = synced.unwrap_or_else(|e| Err(io::Error::other(e)));
+        if synced.is_err()
+            && let Some(journal) = self.journal().as_mut()
+        {
+            journal.distrust();
+        }
+        synced.context("cannot write the bans to disk")
+    }
+
+    /// Writes down what could not be written when it happened; tells whether there was anything.
+    pub fn mend(&self) -> Result<bool> {
+        match self.journal().as_mut() {
+            Some(journal) => journal.mend_if_behind(&self.list()),
+            None => Ok(false),
+        }
+    }
+
+    /// Leaves the file to another process.
+    pub fn release(&self) {
+        self.journal().take();
     }
 
     /// Whether bans are kept over a restart.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::protocol::{End, Line, Network, Request};
 use super::{table, usual_path};
 use crate::cli::{CtlAction, CtlFlags};
+use crate::output;
 
 /// How long the proxy may take for a line of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,34 +44,28 @@ pub fn run(flags: &CtlFlags) -> Result<(), Failure> {
         .clone()
         .unwrap_or_else(|| usual_path(flags.name.as_deref()));
     let (lines, end) = ask(&path, &request(flags)).map_err(|e| no_proxy(&path, &e))?;
-    let mut out = io::stdout().lock();
     if flags.json {
+        let mut lines = lines;
+        lines.push(Line::End(end));
+        let mut text = String::new();
         for line in &lines {
-            writeln!(
-                out,
-                "{}",
-                serde_json::to_string(line).map_err(io::Error::other)?
-            )?;
+            text += &serde_json::to_string(line).map_err(io::Error::other)?;
+            text.push('\n');
         }
-        let end = Line::End(end);
-        writeln!(
-            out,
-            "{}",
-            serde_json::to_string(&end).map_err(io::Error::other)?
-        )?;
-        return match end {
-            Line::End(End {
+        output::print(text)?;
+        return match lines.pop() {
+            Some(Line::End(End {
                 error: Some(error), ..
-            }) => Err(Failure::Refused(error)),
+            })) => Err(Failure::Refused(error)),
             _ => Ok(()),
         };
     }
     if let Some(error) = end.error {
         return Err(Failure::Refused(error));
     }
-    write!(out, "{}", table::answer(&flags.action, &lines, &end))?;
+    output::print(table::answer(&flags.action, &lines, &end))?;
     if let Some(warning) = end.warning {
-        eprintln!("realpeer: {warning}");
+        output::complain(warning);
     }
     Ok(())
 }

@@ -32,6 +32,19 @@ pub struct Office {
 }
 
 impl Office {
+    /// Makes what was done last. Call it before an answer is sent.
+    pub async fn settle(&self, answers: &mut [Line]) {
+        let Err(error) = self.proxy.admission.bans.sync().await else {
+            return;
+        };
+        let warning = self.warning(Err(error));
+        for answer in answers {
+            if let Line::End(end) = answer {
+                end.warning.clone_from(&warning);
+            }
+        }
+    }
+
     /// Does what is asked, and tells the lines of the answer.
     pub fn answer(&self, request: Request) -> Vec<Line> {
         match request {

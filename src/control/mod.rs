@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub use client::{Failure, run};
 pub use commands::Office;
 pub use server::serve;
-pub use socket::{Bound, bind};
+pub use socket::{Place, bind};
 
 /// Where control sockets are when nobody says otherwise.
 const DIRECTORY: &str = "/run/realpeer";

@@ -74,7 +74,11 @@ impl<'a> Examination<'a> {
     /// The process, the host, the listener.
     pub fn surroundings(&self) -> Vec<Check> {
         let settings = self.settings;
-        let mut checks = vec![host::capabilities(self.powers), listener::port(settings)];
+        let mut checks = vec![host::capabilities(self.powers)];
+        if !self.at_start {
+            // The proxy that starts has it.
+            checks.push(listener::port(settings));
+        }
         checks.extend(host::ipv6(settings));
         checks.extend(host::open_files(settings));
         checks.extend(listener::peer(settings, self.options.from));

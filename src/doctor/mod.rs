@@ -29,6 +29,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::config::{Routing, Settings};
+use crate::output::print;
 pub use check::{Check, Status};
 use examination::{Examination, Verdict};
 
@@ -63,10 +64,10 @@ pub fn command(settings: &Settings, options: &Options) -> Result<bool> {
             ok,
             checks: &checks,
         };
-        println!("{}", serde_json::to_string(&answer)?);
+        print(format_args!("{}\n", serde_json::to_string(&answer)?))?;
     } else {
         for check in &checks {
-            println!("{check}");
+            print(format_args!("{check}\n"))?;
         }
     }
     Ok(ok)

@@ -29,10 +29,12 @@ pub async fn probe(
     );
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let checks = tokio::select! {
         checks = probe_all(examination, &mut keeper, open) => checks,
         _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
         _ = interrupt.recv() => Err(anyhow::anyhow!("ended by SIGINT")),
+        _ = hangup.recv() => Err(anyhow::anyhow!("ended by SIGHUP")),
     };
     if keeper.lock.is_some() {
         let cleared = keeper.clear().await;

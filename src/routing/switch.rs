@@ -8,6 +8,7 @@ use super::owner::{self, SWITCH_TABLE};
 use super::{caution, explain, is_excused, show, survey};
 use crate::cli::{RoutingAction, ShowAs};
 use crate::config::Settings;
+use crate::output::{complain, print};
 
 /// `realpeer routing up|down|show`.
 pub fn command(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
@@ -30,8 +31,7 @@ async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Res
                 ShowAs::Table => show::table(&keeper).await?,
                 ShowAs::Commands => show::commands(&keeper).await?,
             };
-            print!("{text}");
-            Ok(())
+            Ok(print(text)?)
         }
     }
 }
@@ -54,17 +54,18 @@ async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
     let mut failed = None;
     for (need, outcome) in keeper.needs.iter().zip(outcomes) {
         match outcome {
-            Outcome::InPlace(_) => println!("{}: in place", need.target),
-            Outcome::PutIn(table) => {
-                println!("{}: put in ({} way, table {table})", need.target, need.way)
-            }
+            Outcome::InPlace(_) => print(format_args!("{}: in place\n", need.target))?,
+            Outcome::PutIn(table) => print(format_args!(
+                "{}: put in ({} way, table {table})\n",
+                need.target, need.way
+            ))?,
             Outcome::Failed(e) if is_excused(need, &e) => {
-                println!("{}: left out ({e})", need.target)
+                print(format_args!("{}: left out ({e})\n", need.target))?;
             }
             Outcome::Failed(e) => failed = Some(explain(need, &e)),
         }
         if let Some(caution) = caution(need) {
-            eprintln!("warning: {caution}");
+            complain(format_args!("warning: {caution}"));
         }
     }
     failed.map_or(Ok(()), |message| bail!("{message}"))
@@ -75,13 +76,9 @@ async fn down(kernel: &Kernel) -> Result<()> {
     let found = keeper::clear(kernel, SWITCH_TABLE, true).await.context(
         "cannot take the rules of `realpeer routing up` away (it needs CAP_NET_ADMIN: run it as root)",
     )?;
-    println!(
-        "{}",
-        if found {
-            "taken away"
-        } else {
-            "nothing was in place"
-        }
-    );
-    Ok(())
+    Ok(print(if found {
+        "taken away\n"
+    } else {
+        "nothing was in place\n"
+    })?)
 }

@@ -61,6 +61,10 @@ impl Program {
             );
             host.listeners(port) > 0
         });
+        if self.path().ends_with("realpeer") {
+            // It has the port before everything else, so that a start that fails changes nothing.
+            running.wait_for_line("listening");
+        }
         running
     }
 

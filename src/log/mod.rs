@@ -1,7 +1,13 @@
 //! Log lines on stdout: JSON with go-mmproxy's keys, or text for people.
 
+mod queue;
+
 use std::fmt::{self, Write};
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -11,10 +17,24 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, Verbosity};
+use crate::output;
+use queue::Queue;
 
-/// Sends log lines to stdout from now on. Without a format, text if stdout is a terminal.
-pub fn init(verbosity: Verbosity, format: Option<LogFormat>) {
-    let format = format.unwrap_or(match std::io::stdout().is_terminal() {
+/// How long the last lines may take before the program ends without them.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The log of this process, once it has one.
+static LOG: OnceLock<Log> = OnceLock::new();
+
+struct Log {
+    format: LogFormat,
+    lines: Queue,
+}
+
+/// Sends log lines to stdout from now on. Without a format, text if stdout is a terminal. No line
+/// waits for its reader, and none that cannot be written ends the program.
+pub fn init(verbosity: Verbosity, format: Option<LogFormat>) -> io::Result<()> {
+    let format = format.unwrap_or(match io::stdout().is_terminal() {
         true => LogFormat::Text,
         false => LogFormat::Json,
     });
@@ -23,13 +43,48 @@ pub fn init(verbosity: Verbosity, format: Option<LogFormat>) {
     } else {
         Level::INFO
     };
+    let lines = queue_to(&io::stdout(), format)?;
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
+        // It would print them to standard error, and panic where that is closed.
+        .log_internal_errors(false)
         .event_format(Line(format))
-        .with_writer(std::io::stdout)
+        .with_writer(lines.clone())
         .finish();
-    // Fails only if a test has set one before, which then stays.
+    // These fail only if there was a log before, which then stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
+    let _ = LOG.set(Log { format, lines });
+    Ok(())
+}
+
+/// Says on standard error why the program ends: as the log would if there is one.
+pub fn last_words(error: &str) {
+    let Some(log) = LOG.get() else {
+        return output::complain(error);
+    };
+    if let Ok(stderr) = queue_to(&io::stderr(), log.format) {
+        stderr.push(line(log.format, Level::ERROR, error, "").as_bytes());
+        stderr.flush(PATIENCE);
+    }
+}
+
+/// Waits for the last lines of the log, for a second at most.
+pub fn flush() {
+    if let Some(log) = LOG.get() {
+        log.lines.flush(PATIENCE);
+    }
+}
+
+fn queue_to(stream: &impl AsFd, format: LogFormat) -> io::Result<Queue> {
+    let out = File::from(stream.as_fd().try_clone_to_owned()?);
+    Queue::start(out, move |lost| {
+        let rest = match format {
+            LogFormat::Json => format!(",\"lost\":{lost}"),
+            LogFormat::Text => format!(" lost={lost}"),
+        };
+        let message = "log lines were lost: their reader was slow or away";
+        line(format, Level::WARN, message, &rest)
+    })
 }
 
 struct Line(LogFormat);
@@ -50,8 +105,6 @@ where
         if !event.metadata().target().starts_with("realpeer") && level > Level::WARN {
             return Ok(());
         }
-        let mut time = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut time))?;
         let mut fields = Fields {
             format: self.0,
             message: String::new(),
@@ -59,14 +112,21 @@ where
         };
         event.record(&mut fields);
         let Fields { message, rest, .. } = fields;
-        match self.0 {
-            LogFormat::Json => writeln!(
-                out,
-                r#"{{"time":"{time}","level":"{level}","msg":{}{rest}}}"#,
-                json(&message)
-            ),
-            LogFormat::Text => writeln!(out, "{time} {level:5} {}{rest}", escaped(&message)),
-        }
+        out.write_str(&line(self.0, level, &message, &rest))
+    }
+}
+
+/// A whole line. `rest` is the other fields as they stand in it.
+fn line(format: LogFormat, level: Level, message: &str, rest: &str) -> String {
+    let mut time = String::new();
+    // Writing to a string does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    match format {
+        LogFormat::Json => format!(
+            "{{\"time\":\"{time}\",\"level\":\"{level}\",\"msg\":{}{rest}}}\n",
+            json(message)
+        ),
+        LogFormat::Text => format!("{time} {level:5} {}{rest}\n", escaped(message)),
     }
 }
 
