@@ -87,10 +87,10 @@ async fn serve(
     control: Option<control::Place>,
     signals: &mut Signals,
 ) -> Result<()> {
-    let mut office = JoinSet::new();
-    office.spawn(end_bans(Arc::clone(proxy)));
+    let mut administration = JoinSet::new();
+    administration.spawn(end_bans(Arc::clone(proxy)));
     if let Some(place) = control {
-        office.spawn(administer(place, Arc::clone(proxy), listen));
+        administration.spawn(administer(place, Arc::clone(proxy), listen));
     }
     let mut listeners = JoinSet::new();
     for (number, socket) in sockets.into_iter().enumerate() {
@@ -115,8 +115,8 @@ async fn serve(
             return Err(error).context(format!("the listener on {listen} broke"));
         }
     }
-    // The one that is started next gets them at once, and with them the bans that come from now on.
-    office.shutdown().await;
+    // The next process gets the control socket and the bans at once, and serves who is told there.
+    administration.shutdown().await;
     proxy.admission.bans.release();
     proxy.draining.store(true, Ordering::Relaxed);
     listeners.shutdown().await;

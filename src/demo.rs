@@ -53,7 +53,9 @@ pub fn run() -> Result<()> {
         }
     }
     proxy.stop()?;
-    print("\nThe policy routing that this needs was put in by realpeer itself, and is gone again.\n")?;
+    print(
+        "\nThe policy routing that this needs was put in by realpeer itself, and is gone again.\n",
+    )?;
     Ok(())
 }
 

@@ -690,17 +690,20 @@ fn state(host: &Host) -> String {
 
 #[test]
 fn an_interrupted_doctor_leaves_nothing_behind() {
+    use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGTERM};
     let server = Server::bare();
     let host = &server.host;
     server.sh("nft -f - <<< 'table inet fw { chain in { type filter hook input priority 0; tcp dport 9000 drop; }; }'");
     let before = state(host);
-    let mut running = Program::Realpeer.spawn(&[], host, &[&["doctor"], &BOTH[..]].concat());
-    wait_until("the probe's rules are in", || {
-        host.run(&["ip", "rule"]).contains("8193")
-    });
-    running.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(running.exit_code(), 1);
-    wait_until("everything is as it was", || state(host) == before);
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        let mut running = Program::Realpeer.spawn(&[], host, &[&["doctor"], &BOTH[..]].concat());
+        wait_until("the probe's rules are in", || {
+            host.run(&["ip", "rule"]).contains("8193")
+        });
+        running.signal(signal);
+        assert_eq!(running.exit_code(), 1);
+        wait_until("everything is as it was", || state(host) == before);
+    }
 }
 
 #[test]

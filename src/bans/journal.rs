@@ -68,7 +68,11 @@ impl Journal {
         list.expire(now);
         if let Err(error) = locked.and_then(|()| journal.replace(&list)) {
             let error = format!("{error:#}");
-            tracing::warn!(error, bans = list.len() as u64, "the bans on disk are in force, but changes of them cannot be written down for now");
+            tracing::warn!(
+                error,
+                bans = list.len() as u64,
+                "the bans on disk are in force, but changes of them cannot be written down for now"
+            );
         }
         Ok((journal, list))
     }
@@ -116,7 +120,7 @@ impl Journal {
     }
 
     fn is_long(&self, list: &BanList) -> bool {
-        self.lines > 2 * list.len() + SLACK
+        self.lines >= 2 * list.len() + SLACK
     }
 
     fn cannot_write(&self) -> String {
@@ -140,9 +144,12 @@ impl Journal {
             Ok(_) => self.lock = Some(file),
             Err(Errno::EAGAIN | Errno::EACCES) => {
                 let asked = fcntl(&file, FcntlArg::F_GETLK(&mut wanted));
-                let pid = asked.map_or(0, |_| wanted.l_pid);
+                let holder = match asked {
+                    Ok(_) if wanted.l_pid > 0 => format!("process {}", wanted.l_pid),
+                    _ => "a process of another container".to_owned(),
+                };
                 bail!(
-                    "{} is in use by process {pid}: give each instance its own -name or -state-dir",
+                    "{} is in use by {holder}: give each instance its own -name or -state-dir",
                     self.path.display()
                 );
             }

@@ -231,9 +231,11 @@ impl Office {
             Err(error) => {
                 tracing::error!(
                     error = format!("{error:#}"),
-                    "a change of the bans is lost at the next start"
+                    "a change of the bans is not on disk and would be lost at a restart"
                 );
-                Some(format!("it holds until realpeer ends: {error:#}"))
+                Some(format!(
+                    "it is not on disk and holds until realpeer ends: {error:#}"
+                ))
             }
             Ok(()) if !self.proxy.admission.bans.are_kept() => {
                 Some("bans end when realpeer does: it runs without -state-dir".into())
