@@ -8,6 +8,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::SigSet;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -40,6 +41,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     // A signal that comes during the start is honoured when the start is done.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
+    hangups().thread_unblock().context("cannot take SIGHUP")?;
     let mut admission = admission(&settings)?;
     let max_connections = limits::capacity(&settings);
     let workers = workers(settings.workers).context("cannot start the worker threads")?;
@@ -55,6 +57,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     let control = control::bind(&settings)?;
     let routing = routing::install(&settings).await?;
     doctor::warn_at_start(&settings).await;
+    // Netlink connections of the start are closed by tasks of their own: no descriptor is missing
+    // when connections come.
+    tokio::task::yield_now().await;
     let upstream = upstream::Options {
         marks: routing.marks(),
         source_port: settings.source_port,
@@ -78,6 +83,16 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
     routing.remove().await;
     result
+}
+
+/// Holds back SIGHUP, which would end the process, until `run` takes it. To be called before
+/// anything that may last, such as the look-up of a name; SIGTERM may end that.
+pub fn hold_hangups() -> Result<()> {
+    hangups().thread_block().context("cannot hold back SIGHUP")
+}
+
+fn hangups() -> SigSet {
+    SigSet::from_iter([nix::sys::signal::SIGHUP])
 }
 
 async fn serve(

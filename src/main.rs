@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Proxy(flags) => {
+            daemon::hold_hangups()?;
             log::init(flags.verbosity, flags.log_format).context("cannot start the log")?;
             wait(daemon::run(Settings::resolve(flags)?))?;
         }

@@ -127,7 +127,7 @@ fn it_has_its_mode_before_it_has_its_name_and_the_port_is_ours_before_all() {
         "-D",
         "-f",
         "-e",
-        "trace=mkdir,bind,chown,fchownat,chmod,fchmodat,rename",
+        "trace=mkdir,bind,listen,chown,fchownat,chmod,fchmodat,rename",
         "-o",
         trace.to_str().expect("a path"),
     ];
@@ -144,7 +144,8 @@ fn it_has_its_mode_before_it_has_its_name_and_the_port_is_ours_before_all() {
         position.unwrap_or_else(|| panic!("no {text} in {trace}"))
     };
     let order = [
-        line("htons(2222)"),
+        // The listener's backlog.
+        line(", 4096)"),
         line("0700) = 0"),
         line("sun_path=\"/"),
         // -1 leaves the owner as it is.

@@ -92,9 +92,6 @@ fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
 #[test]
 fn nothing_that_stays_is_opened_after_the_listener() {
     let stage = Stage::new(&[]);
-    // What the start opened for itself is closed when the main thread has come to this.
-    stage.proxy.signal(nix::sys::signal::Signal::SIGHUP);
-    stage.proxy.wait_for_line("were read again");
     let before = vitals::open_files(&stage.proxy);
     stage.assert_serves();
     wait_until("the session is over", || {

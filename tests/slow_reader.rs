@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use support::ctl::ask_all;
 use support::stage::{ADDRESSES, CLIENT, wire};
 use support::streams::assert_carries;
-use support::{Backend, Ctl, Host, Program, Running, Stage, TempDir};
+use support::{Backend, Ctl, Host, Program, Running, Stage, TempDir, wait_until};
 
 /// A named pipe that a program writes both its standard outputs to.
 struct Pipe {
@@ -40,6 +40,11 @@ impl Pipe {
         // Otherwise this would wait for a writer.
         options.read(true).custom_flags(nix::libc::O_NONBLOCK);
         options.open(self.path()).expect("open the pipe")
+    }
+
+    /// A reader that reads all.
+    fn cat(&self, host: &Host) -> Running {
+        host.spawn(&["cat", self.path().to_str().expect("a path")])
     }
 
     fn spawn(&self, host: &Host, flags: &[&str]) -> Running {
@@ -90,25 +95,21 @@ fn a_reader_that_stalls_stops_nothing_and_learns_what_it_missed() {
     stage.session("203.0.113.8:1");
 
     // It comes back.
-    let lines = blocking(reader).lines().map(|line| {
-        let line = line.expect("text");
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?} is not JSON: {e}"))
-    });
-    let mut told = 0;
-    let lost = lines
-        .map(|event: Value| {
-            told += u64::from(event["msg"] == "client banned");
-            event
-        })
-        .find_map(|event| event["lost"].as_u64())
-        .expect("the lines that were lost are counted");
+    let back = pipe.cat(&stage.server);
+    let lost = back.wait_for("count of what was lost", |line| line.contains("\"lost\":"));
+    let lost = parse(&lost)["lost"].as_u64().expect("a number");
+    let lines = back.stdout();
+    let told = lines
+        .iter()
+        .filter(|line| parse(line)["msg"] == "client banned");
+    let missing = u64::from(FLOOD) - told.count() as u64;
+    assert!(lost > 0);
     // The second session's end may be among them.
-    let missing = u64::from(FLOOD) - told;
     assert!(
         (missing..=missing + 1).contains(&lost),
         "{lost} of {missing}"
     );
-    assert!(lost > 0);
+    drop(reader);
 }
 
 #[test]
@@ -134,11 +135,12 @@ fn a_reader_that_is_gone_ends_nothing() {
         stage.session(&format!("203.0.113.9:{n}"));
     }
     // Another one gets what comes from then on, and the count of the rest.
-    let mut lines = blocking(pipe.reader()).lines();
-    stage.session("203.0.113.10:1");
-    let told = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("\"lost\":")));
-    assert!(told.is_some());
-    drop(lines);
+    let other = pipe.cat(&stage.server);
+    wait_until("it is told what it missed", || {
+        stage.session("203.0.113.10:1");
+        other.stdout().iter().any(|line| line.contains("\"lost\":"))
+    });
+    drop(other);
     stage.proxy.signal(Signal::SIGTERM);
     assert_eq!(stage.proxy.exit_code(), 0);
     assert_no_rule(&stage.server);
@@ -183,10 +185,8 @@ fn the_last_line_is_written_before_the_end() {
     assert!(last.contains(r#""msg":"stopped""#), "{last}");
 }
 
-fn blocking(reader: File) -> BufReader<File> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    fcntl(&reader, FcntlArg::F_SETFL(OFlag::empty())).expect("set blocking");
-    BufReader::new(reader)
+fn parse(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?} is not JSON: {e}"))
 }
 
 #[track_caller]

@@ -20,11 +20,11 @@ fn rules(host: &Host) -> String {
     host.run(&["ip", "rule"]) + &host.run(&["ip", "-6", "rule"])
 }
 
-/// The first bind is the listener's own, before anything is changed; the first sendto tells the
-/// kernel something by netlink.
+/// The first epoll is the runtime's, before signals are watched; the first bind is the listener's
+/// own, before anything is changed; the first sendto tells the kernel something by netlink.
 #[test]
 fn a_hangup_during_the_start_is_kept_for_after_it() {
-    for call in ["bind", "sendto"] {
+    for call in ["epoll_create1", "bind", "sendto"] {
         let (server, trace) = (Host::new("server"), TempDir::new());
         let before = rules(&server);
         let mut proxy = interrupted(&server, "SIGHUP", call, &trace, &[]);

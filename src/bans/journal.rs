@@ -4,18 +4,16 @@
 //! Lines are only ever added to a file that was written whole by this process. After a write that
 //! failed, the next change writes a new file, with all that holds then.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 
+use super::file;
 use super::list::{Ban, BanList};
 
 /// Lines beyond those that count, before the file is written anew.
@@ -44,7 +42,8 @@ pub struct Journal {
     /// `None` while the file on disk lacks changes, or may end in half a line.
     file: Option<Arc<File>>,
     lines: usize,
-    unsynced: bool,
+    /// The file that lines were written to and not synced, even if it is not trusted any more.
+    unsynced: Option<Arc<File>>,
 }
 
 impl Journal {
@@ -57,7 +56,7 @@ impl Journal {
             lock: None,
             file: None,
             lines: 0,
-            unsynced: false,
+            unsynced: None,
         };
         let locked = journal.lock()?;
         let mut list = match File::open(path) {
@@ -80,17 +79,17 @@ impl Journal {
     /// Writes a change down; it survives a power cut once `unsynced` is synced. `list` is what
     /// holds after it.
     pub fn write(&mut self, change: &Change, list: &BanList) -> Result<()> {
-        let Some(mut file) = self.file.as_deref().filter(|_| !self.is_long(list)) else {
+        let Some(file) = self.file.clone().filter(|_| !self.is_long(list)) else {
             return self.mend(list);
         };
         let mut line = serde_json::to_vec(change)?;
         line.push(b'\n');
-        if let Err(error) = file.write_all(&line) {
+        if let Err(error) = (&*file).write_all(&line) {
             self.distrust();
             return Err(error).with_context(|| self.cannot_write());
         }
         self.lines += 1;
-        self.unsynced = true;
+        self.unsynced = Some(file);
         Ok(())
     }
 
@@ -110,8 +109,7 @@ impl Journal {
 
     /// The file, if changes were written to it since the last call.
     pub fn unsynced(&mut self) -> Option<Arc<File>> {
-        let unsynced = std::mem::take(&mut self.unsynced);
-        self.file.clone().filter(|_| unsynced)
+        self.unsynced.take()
     }
 
     /// Notes that the file on disk may lack changes.
@@ -134,25 +132,16 @@ impl Journal {
             return Ok(Ok(()));
         }
         let path = self.path.with_extension("lock");
-        let file = match make_directory(&self.path).and_then(|()| lock_file(&path)) {
+        let file = match file::make_directory(&self.path).and_then(|()| file::to_lock(&path)) {
             Ok(file) => file,
             Err(error) => return Ok(Err(error)),
         };
-        // A lock that the kernel knows the owner of, and that ends with the process.
-        let mut wanted = whole_file();
-        match fcntl(&file, FcntlArg::F_SETLK(&wanted)) {
-            Ok(_) => self.lock = Some(file),
-            Err(Errno::EAGAIN | Errno::EACCES) => {
-                let asked = fcntl(&file, FcntlArg::F_GETLK(&mut wanted));
-                let holder = match asked {
-                    Ok(_) if wanted.l_pid > 0 => format!("process {}", wanted.l_pid),
-                    _ => "a process of another container".to_owned(),
-                };
-                bail!(
-                    "{} is in use by {holder}: give each instance its own -name or -state-dir",
-                    self.path.display()
-                );
-            }
+        match file::lock(&file) {
+            Ok(None) => self.lock = Some(file),
+            Ok(Some(holder)) => bail!(
+                "{} is in use by {holder}: give each instance its own -name or -state-dir",
+                self.path.display()
+            ),
             Err(e) => return Ok(Err(e).with_context(|| format!("cannot lock {}", path.display()))),
         }
         Ok(Ok(()))
@@ -165,7 +154,7 @@ impl Journal {
         let new = self.path.with_extension("new");
         let placed = write_new(&new, list).and_then(|file| {
             fs::rename(&new, &self.path)?;
-            sync(directory(&self.path))?;
+            file::sync(file::directory(&self.path))?;
             Ok(file)
         });
         if placed.is_err() {
@@ -173,7 +162,7 @@ impl Journal {
         }
         self.file = Some(Arc::new(placed.with_context(|| self.cannot_write())?));
         self.lines = list.len();
-        self.unsynced = false;
+        self.unsynced = None;
         Ok(())
     }
 }
@@ -195,15 +184,9 @@ fn read(file: File, path: &Path) -> Result<BanList> {
     Ok(list)
 }
 
-/// A file that is synced, and takes lines at its end.
+/// A synced file with these bans, which takes lines at its end.
 fn write_new(path: &Path, list: &BanList) -> io::Result<File> {
-    // What a crash left there, or a link that somebody put there.
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let file = private().create_new(true).append(true).open(path)?;
-    let mut out = BufWriter::new(file);
+    let mut out = BufWriter::new(file::create(path)?);
     for ban in list.iter() {
         serde_json::to_writer(&mut out, &Change::Ban(ban.clone()))?;
         out.write_all(b"\n")?;
@@ -211,59 +194,6 @@ fn write_new(path: &Path, list: &BanList) -> io::Result<File> {
     let file = out.into_inner().map_err(|e| e.into_error())?;
     file.sync_all()?;
     Ok(file)
-}
-
-/// A file that only we may read, and never one behind a link.
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options
-}
-
-fn lock_file(path: &Path) -> Result<File> {
-    let opened = private()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path);
-    opened.with_context(|| format!("cannot open {}", path.display()))
-}
-
-fn whole_file() -> libc::flock {
-    libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
-}
-
-fn make_directory(file: &Path) -> Result<()> {
-    let directory = directory(file);
-    if directory.is_dir() {
-        return Ok(());
-    }
-    let made = DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory);
-    made.and_then(|()| directory.parent().map_or(Ok(()), sync))
-        .with_context(|| format!("cannot make {}", directory.display()))?;
-    tracing::info!(directory = %directory.display(), "made the directory of -state-dir");
-    Ok(())
-}
-
-/// A new name in a directory survives a power cut only with the directory.
-fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-fn directory(file: &Path) -> &Path {
-    match file.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
 }
 
 #[cfg(test)]
@@ -343,6 +273,15 @@ mod tests {
             fs::read_to_string(scratch.file()).unwrap().lines().count(),
             1
         );
+    }
+
+    #[test]
+    fn what_was_written_before_a_failure_is_synced_all_the_same() {
+        let scratch = Scratch::new("before");
+        let (mut journal, mut list) = Journal::open(&scratch.file(), 0).unwrap();
+        add(&mut journal, &mut list, ban("203.0.113.7", None));
+        journal.distrust();
+        assert!(journal.unsynced().is_some() && journal.unsynced().is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Bans: clients that are not served for a time, whatever the files say.
 
+mod file;
 mod journal;
 mod list;
 
