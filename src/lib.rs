@@ -14,7 +14,8 @@
 //! A module may use what stands to its right, and nothing to its left. [`daemon`] starts and stops
 //! everything and is the only one that knows everybody; [`proxy`] is what connections share.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
-//! admission asks; [`ban_relay`] is a program of its own, for the ingress.
+//! admission asks; [`ban_relay`] is a program of its own, for the ingress. Lines of the [`log`] go
+//! out by a thread of their own; what commands print goes through [`output`].
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 // They panic when nobody reads: `output` prints.

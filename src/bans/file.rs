@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 /// An empty file that takes lines at its end, in place of what a crash left there.
 pub fn create(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => private().create_new(true).append(true).open(path),
     }
 }
