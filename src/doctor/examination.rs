@@ -29,6 +29,8 @@ pub struct Examination<'a> {
     pub targets: Vec<(Target, Diagnosis)>,
     /// The proxy is starting: nothing is said that only a probe could prove.
     at_start: bool,
+    /// What the marks of other programs meet.
+    marks: Option<Check>,
     /// What of somebody else's is in the table of `routing up`.
     switch_table: Option<Foreigner>,
 }
@@ -60,6 +62,11 @@ impl<'a> Examination<'a> {
         }
         let switch_table = kernel.foreigner(SWITCH_TABLE).await?;
         let powers = host::powers();
+        // Whether the guard is there can only be seen with the capability.
+        let marks = match powers.administrate {
+            true => policy::marks(&kernel, settings.mark).await?,
+            false => None,
+        };
         Ok(Examination {
             settings,
             options,
@@ -67,6 +74,7 @@ impl<'a> Examination<'a> {
             powers,
             targets,
             at_start,
+            marks,
             switch_table,
         })
     }
@@ -78,6 +86,7 @@ impl<'a> Examination<'a> {
         checks.extend(host::ipv6(settings));
         checks.extend(host::open_files(settings));
         checks.extend(listener::peer(settings, self.options.from));
+        checks.extend(self.marks.clone());
         checks
     }
 

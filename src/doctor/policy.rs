@@ -3,20 +3,22 @@
 use std::fs;
 use std::io;
 
-use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
+use super::check::Check;
 use super::diagnosis::Diagnosis;
 use super::rules::{self, Effect, Packet};
 use super::target::Target;
 use super::words;
 use crate::config::Protocol;
 use crate::routing::family::Family;
-use crate::routing::keeper::fwmark_accept;
+use crate::routing::accept;
 use crate::routing::kernel::Kernel;
 use crate::routing::message::{is_ours, rule_table};
 use crate::routing::nft;
 use crate::routing::owner::{INSTANCE_TABLES, SWITCH_TABLE};
-use crate::routing::plan::{Need, Place, Question, Way};
+use crate::routing::plan::{Need, Place, Question, Step, Way};
 
 /// Finds out what becomes of the replies of `target`.
 pub async fn diagnose(kernel: &Kernel, target: &Target) -> io::Result<Diagnosis> {
@@ -64,7 +66,7 @@ async fn good(
         ..need.reply(SWITCH_TABLE, target.interface)
     };
     Ok(match need.way {
-        Way::Mark if !fwmark_accept() => match kernel.ask(&unmarked).await? {
+        Way::Mark if !accept::is_on() => match kernel.ask(&unmarked).await? {
             Some(answer) if answer.local => Diagnosis::InPlace(table),
             _ => Diagnosis::AcceptOff,
         },
@@ -125,6 +127,44 @@ async fn bad(kernel: &Kernel, target: &Target, rules: &[RuleMessage]) -> io::Res
         }
     }
     Ok(Diagnosis::EmptyTable(rule))
+}
+
+/// Whether accepted connections inherit marks by which another program's rules, such as those of
+/// TPROXY, keep their answers on this host. `own` is the user's `-mark`.
+pub async fn marks(kernel: &Kernel, own: Option<u32>) -> io::Result<Option<Check>> {
+    if !accept::is_on() {
+        return Ok(None);
+    }
+    for rule in kernel.foreign_mark_rules().await? {
+        let wanted = |a: &RuleAttribute| matches!(a, RuleAttribute::FwMark(n) if Some(*n) != own);
+        if rule.header.flags.contains(RuleFlags::Invert) || !rule.attributes.iter().any(wanted) {
+            continue;
+        }
+        let family = match rule.header.family {
+            AddressFamily::Inet6 => Family::V6,
+            _ => Family::V4,
+        };
+        let routes = kernel.routes(family, rule_table(&rule)).await?;
+        if routes.iter().any(rules::is_local_default) {
+            return mark_accept(&words::rule(&rule)).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn mark_accept(rule: &str) -> io::Result<Check> {
+    const ID: &str = "mark-accept";
+    if nft::has_table(nft::GUARD)? {
+        let found = format!(
+            "net.ipv4.tcp_fwmark_accept is on; nft table {} keeps it from the connections of \"{rule}\"",
+            nft::GUARD
+        );
+        return Ok(Check::ok(ID, found));
+    }
+    let found = format!(
+        "net.ipv4.tcp_fwmark_accept is on, so accepted connections inherit the mark of \"{rule}\", and their answers never leave this host"
+    );
+    Ok(Check::wrong(ID, false, found, Step::MarkGuard.to_string()))
 }
 
 /// True if the rule was made for the way of this target.

@@ -1,6 +1,5 @@
 //! Sends the probes, and says what became of them.
 
-use std::fs;
 use std::io;
 
 use anyhow::{Context, Result};
@@ -12,7 +11,7 @@ use super::examination::Examination;
 use super::shot::Shot;
 use super::target::Target;
 use crate::config::{Protocol, Routing};
-use crate::routing::keeper::{self, Keeper, Outcome};
+use crate::routing::keeper::{Keeper, Outcome};
 use crate::routing::plan::{Place, Way};
 
 /// Probes the targets that are still open. Under `-routing auto` the way back is put in first and
@@ -21,7 +20,6 @@ pub async fn probe(
     examination: &Examination<'_>,
     open: Vec<(&Target, Option<Backend>)>,
 ) -> Result<Vec<Check>> {
-    let accept = fs::read(keeper::FWMARK_ACCEPT);
     let mut keeper = Keeper::new(
         examination.kernel.clone(),
         open.iter().map(|(target, _)| target.need.clone()).collect(),
@@ -37,10 +35,6 @@ pub async fn probe(
     if keeper.lock.is_some() {
         let cleared = keeper.clear().await;
         cleared.context("cannot take the probe's rules away")?;
-        if let Ok(accept) = accept {
-            // As it was before. Where this may not be written, it was not written either.
-            _ = fs::write(keeper::FWMARK_ACCEPT, accept);
-        }
     }
     checks
 }

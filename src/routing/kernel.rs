@@ -7,12 +7,15 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Error, Handle, IpVersion};
 
 use super::family::Family;
-use super::message::{Answer, PROTOCOL, is_ours, is_same, route_table, rule_table};
+use super::accept;
+use super::message::{
+    Answer, PROTOCOL, is_ours, is_same, looks_at_marks, route_table, rule_table,
+};
 use super::plan::{Place, Question, Route, Rule};
 
 /// A netlink connection to the kernel's routing. Needs a tokio runtime.
@@ -47,7 +50,11 @@ impl Kernel {
     }
 
     /// Where `target` is, and by which interface it is reached if it is not on this host.
+    /// The unspecified address stands for all addresses of this host.
     pub async fn locate(&self, target: IpAddr) -> io::Result<(Place, Option<u32>)> {
+        if target.is_unspecified() {
+            return Ok((Place::Own, None));
+        }
         if target.is_loopback() {
             return Ok((Place::Loopback, None));
         }
@@ -158,8 +165,37 @@ impl Kernel {
         let wanted = route.message();
         let routes = self.routes(route.family, route.table).await?;
         Ok(routes.iter().any(|found| {
-            found.header.kind == wanted.header.kind && found.header.destination_prefix_length == 0
+            found.header.kind == wanted.header.kind
+                && found.header.destination_prefix_length == 0
+                && route.metric.is_none_or(|metric| has_metric(found, metric))
         }))
+    }
+
+    /// Takes a route of ours away; none is fine.
+    pub async fn remove_route(&self, route: &Route) -> io::Result<()> {
+        let gone = self.0.route().del(route.message()).execute().await;
+        tolerate(gone, &[libc::ESRCH])
+    }
+
+    /// True if one of us turned `tcp_fwmark_accept` on, and needs it still.
+    pub async fn is_accept_ours(&self) -> io::Result<bool> {
+        let routes = self.all_routes(Family::V4, None).await?;
+        let is_marker = |route: &RouteMessage| {
+            route.header.protocol == PROTOCOL
+                && route.header.kind == RouteType::Local
+                && has_metric(route, accept::MARKER_METRIC)
+        };
+        Ok(routes.iter().any(is_marker))
+    }
+
+    /// Rules of other programs that look at marks.
+    pub async fn foreign_mark_rules(&self) -> io::Result<Vec<RuleMessage>> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            found.extend(self.rules(family).await?);
+        }
+        found.retain(|rule| looks_at_marks(rule) && !is_ours(rule));
+        Ok(found)
     }
 
     /// True if a rule of ours sends marked packets to `table`.
@@ -227,6 +263,10 @@ impl Kernel {
         }
         Ok(found)
     }
+}
+
+fn has_metric(route: &RouteMessage, metric: u32) -> bool {
+    route.attributes.contains(&RouteAttribute::Priority(metric))
 }
 
 async fn collect<T>(answers: impl Stream<Item = Result<T, Error>>) -> io::Result<Vec<T>> {

@@ -3,7 +3,8 @@
 //! The backend answers to the client's address, which is not ours. `survey` looks where the
 //! targets are, `plan` says what each needs so that the kernel delivers the answers here, `keeper`
 //! puts in what is missing (through `kernel` and `nft`, by netlink), `watch` puts it back when
-//! another program took it away. `owner` tells our rules from everybody else's.
+//! another program took it away. `owner` tells our rules from everybody else's. `accept` sees to
+//! the one sysctl, and to other programs' connections while it is on.
 //!
 //! ```text
 //! settings ─▶ survey ─▶ plan (data) ─▶ keeper ─▶ kernel, message        rules and routes
@@ -12,6 +13,7 @@
 //!                                    marks ─▶ whoever opens upstream sockets
 //! ```
 
+pub(crate) mod accept;
 pub(crate) mod bound;
 mod command;
 pub(crate) mod family;
@@ -26,6 +28,7 @@ pub(crate) mod plan;
 mod show;
 pub(crate) mod survey;
 mod switch;
+mod unix_diag;
 mod watch;
 
 pub use marks::Marks;
@@ -135,7 +138,7 @@ impl Installed {
 async fn clean_leftovers(kernel: &Kernel) {
     let tables = kernel.own_tables().await.unwrap_or_default();
     for table in tables.into_iter().filter(|t| INSTANCE_TABLES.contains(t)) {
-        let Ok(Some(_lock)) = owner::try_lock(table) else {
+        let Ok(Some(_lock)) = owner::try_lock(table).await else {
             continue;
         };
         let with_nft = kernel.has_mark_rule(table).await.unwrap_or(false);

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use super::keeper::{self, Keeper, Outcome};
 use super::kernel::Kernel;
-use super::owner::{self, SWITCH_TABLE};
+use super::owner::{self, INSTANCE_TABLES, SWITCH_TABLE};
 use super::{caution, explain, is_excused, show, survey};
 use crate::cli::{RoutingAction, ShowAs};
 use crate::config::Settings;
@@ -80,8 +80,19 @@ async fn down(kernel: &Kernel) -> Result<()> {
         if found {
             "taken away"
         } else {
-            "nothing was in place"
+            "nothing of `realpeer routing up` was in place"
         }
     );
+    let tables = kernel.own_tables().await?;
+    for table in tables.into_iter().filter(|t| INSTANCE_TABLES.contains(t)) {
+        match owner::holder(table) {
+            Some(pid) => {
+                println!("table {table} stays until realpeer (process {pid}), which uses it, ends")
+            }
+            None => println!(
+                "table {table} was left behind by a killed realpeer; the next start takes it away"
+            ),
+        }
+    }
     Ok(())
 }

@@ -34,7 +34,7 @@ pub async fn watch(
     restored: Arc<AtomicU64>,
 ) {
     let nft = keeper.needs.iter().any(|need| need.way == Way::Socket);
-    let mut changes = Changes::open(nft);
+    let mut changes = Changes::open(nft || keeper.has_nft());
     let mut pause = Pause::new();
     loop {
         changes.wait().await;
@@ -52,6 +52,7 @@ pub async fn watch(
                 continue;
             }
         };
+        changes.hear_nft(keeper.has_nft());
         marks.set(&keeper.needs, &outcomes);
         for ((need, outcome), before) in keeper.needs.iter().zip(&outcomes).zip(before) {
             match outcome {
@@ -113,18 +114,20 @@ impl Changes {
         // linux/rtnetlink.h: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR,
         // IPV6_ROUTE, IPV6_RULE
         let routes = subscribe(NETLINK_ROUTE, &[1, 5, 7, 8, 9, 11, 19]);
-        // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN, and makes the kernel
-        // load nf_tables, which a host without nft rules is spared.
-        let nft = with_nft
-            .then(|| subscribe(NETLINK_NETFILTER, &[7]))
-            .transpose();
-        let errors = [routes.as_ref().err(), nft.as_ref().err()];
-        for error in errors.into_iter().flatten() {
-            debug!("routing: cannot hear of changes, looking twice a minute instead: {error}");
-        }
-        Changes {
-            routes: routes.ok(),
-            nft: nft.ok().flatten(),
+        let mut changes = Changes {
+            routes: or_told(routes),
+            nft: None,
+        };
+        changes.hear_nft(with_nft);
+        changes
+    }
+
+    /// Hears of changes in nftables from now on, if something of ours is there.
+    fn hear_nft(&mut self, with_nft: bool) {
+        if with_nft && self.nft.is_none() {
+            // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN, and makes the
+            // kernel load nf_tables, which a host without nft rules is spared.
+            self.nft = or_told(subscribe(NETLINK_NETFILTER, &[7]));
         }
     }
 
@@ -152,6 +155,13 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
     socket.socket_mut().bind(&SocketAddr::new(0, mask))?;
     Ok(socket)
+}
+
+fn or_told(socket: io::Result<TokioSocket>) -> Option<TokioSocket> {
+    if let Err(error) = &socket {
+        debug!("routing: cannot hear of changes, looking twice a minute instead: {error}");
+    }
+    socket.ok()
 }
 
 async fn heard(socket: &mut Option<TokioSocket>) {
