@@ -11,11 +11,9 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Error, Handle, IpVersion};
 
-use super::family::Family;
 use super::accept;
-use super::message::{
-    Answer, PROTOCOL, is_ours, is_same, looks_at_marks, route_table, rule_table,
-};
+use super::family::Family;
+use super::message::{Answer, PROTOCOL, is_ours, is_same, looks_at_marks, route_table, rule_table};
 use super::plan::{Place, Question, Route, Rule};
 
 /// A netlink connection to the kernel's routing. Needs a tokio runtime.

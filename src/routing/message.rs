@@ -90,7 +90,8 @@ pub fn rule_table(rule: &RuleMessage) -> u32 {
 /// True if the rule looks at marks.
 pub fn looks_at_marks(rule: &RuleMessage) -> bool {
     let of_mark = |a: &RuleAttribute| {
-        matches!(a, RuleAttribute::FwMark(_)) || matches!(a, RuleAttribute::FwMask(mask) if *mask != 0)
+        matches!(a, RuleAttribute::FwMark(_))
+            || matches!(a, RuleAttribute::FwMask(mask) if *mask != 0)
     };
     rule.attributes.iter().any(of_mark)
 }

@@ -159,8 +159,12 @@ fn take_mark_off() -> Vec<Expressions> {
     const FLAGS: u32 = 13;
     const SYN: u8 = 0x02;
     const ACK: u8 = 0x10;
-    let load_meta =
-        |key| Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)]);
+    let load_meta = |key| {
+        Expressions::Meta(vec![
+            Meta::Key(key),
+            Meta::DestinationRegister(Register::Reg1),
+        ])
+    };
     vec![
         load_meta(MetaKey::Iif),
         compare(Operator::NotEqual, &LOOPBACK.to_ne_bytes()),

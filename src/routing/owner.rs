@@ -52,7 +52,8 @@ pub async fn try_lock(table: u32) -> Result<Option<Lock>> {
     /// A claim becomes a lock, or is dropped, within a millisecond; one of a stopped process never.
     const PATIENCE: Duration = Duration::from_secs(1);
     let name = new_name(table);
-    let socket = claim(&name).context("cannot bind the abstract Unix socket that guards a table")?;
+    let socket =
+        claim(&name).context("cannot bind the abstract Unix socket that guards a table")?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut others = claims(table).context("cannot list the Unix sockets of this host")?;
