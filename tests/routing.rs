@@ -819,10 +819,8 @@ fn a_healthy_host_without_ipv6_routes_raises_no_alarm() {
             ];
             let flags = [&fixed[..], flags].concat();
             let start = [&["-l", "127.0.0.1:2222"], &flags[..]].concat();
-            let proxy = match protocol {
-                "udp" => datagrams::start(&host, &flags),
-                _ => Program::Realpeer.start(&host, &start),
-            };
+            let proxy = Program::Realpeer.spawn(&[], &host, &start);
+            proxy.wait_for_line("listening");
             let warned = proxy
                 .stdout()
                 .into_iter()
