@@ -9,6 +9,21 @@ use support::{Backend, Host, Program, TempDir, addr, stage, wait_until};
 
 const BOTH: [&str; 4] = ["-4", "127.0.0.1:9000", "-6", "[::1]:9000"];
 
+/// What mends a cause.
+struct Cure {
+    run: String,
+    advice: String,
+}
+
+impl Cure {
+    fn of(check: &Value) -> Cure {
+        let field = |name: &str| check[name].as_str().expect(name).to_owned();
+        let (run, advice) = (field("run"), field("advice"));
+        assert!(!run.is_empty() || !advice.is_empty(), "{check:#?}");
+        Cure { run, advice }
+    }
+}
+
 /// What the doctor says on a host.
 struct Answer {
     code: i32,
@@ -43,7 +58,7 @@ impl Answer {
 
     /// Exactly this failed, once, and what was found contains all of `words`.
     #[track_caller]
-    fn assert_names(&self, id: &str, words: &[&str]) -> String {
+    fn assert_names(&self, id: &str, words: &[&str]) -> Cure {
         let failed = self.with_status("failed");
         assert_eq!(failed.len(), 1, "{id} alone: {failed:#?}");
         assert_eq!(failed[0]["id"], id, "{failed:#?}");
@@ -58,7 +73,7 @@ impl Answer {
         );
         assert_eq!(self.answer["ok"], false);
         assert_eq!(self.code, 1);
-        failed[0]["fix"].as_str().expect("fix").to_owned()
+        Cure::of(failed[0])
     }
 
     #[track_caller]
@@ -118,11 +133,11 @@ impl Server {
         doctor(&self.host, &BOTH)
     }
 
-    /// What the fix says must be the end of it.
+    /// The command must be the end of it.
     #[track_caller]
-    fn mend(&self, fix: &str) {
+    fn mend(&self, cure: &Cure) {
         let program = Program::Realpeer.path();
-        self.sh(&fix.replace("realpeer ", &format!("{program} ")));
+        self.sh(&cure.run.replace("realpeer ", &format!("{program} ")));
         doctor(&self.host, &[&BOTH[..], &["-routing", "off"]].concat()).assert_healthy();
     }
 }
@@ -212,7 +227,7 @@ fn a_udp_backend_is_healthy() {
 }
 
 #[test]
-fn text_is_a_line_a_check() {
+fn text_is_a_line_a_check_and_one_for_each_cure() {
     let server = Server::bare();
     let flags = [&["doctor"], &BOTH[..], &["-routing", "off"]].concat();
     let ended = Program::Realpeer.run(&server.host, &flags);
@@ -224,9 +239,11 @@ fn text_is_a_line_a_check() {
         .collect();
     assert_eq!(lines.len(), 2, "{}", ended.stdout);
     assert!(
-        lines[0].contains("to mend it: realpeer routing up -4 127.0.0.1:9000"),
+        ended
+            .stdout
+            .contains("\n         run: realpeer routing up -4 127.0.0.1:9000\n         advice: "),
         "{}",
-        lines[0]
+        ended.stdout
     );
 }
 
@@ -239,7 +256,7 @@ fn no_rule() {
     assert_eq!(failed[0]["id"], "no-rule");
     // The IPv6 target was not given.
     assert_eq!(answer.with_status("warning").len(), 1);
-    server.mend(failed[0]["fix"].as_str().expect("fix"));
+    server.mend(&Cure::of(failed[0]));
 }
 
 #[test]
@@ -378,7 +395,7 @@ fn no_capability() {
     ];
     let answer = doctor_under(&without, &server.host, &BOTH);
     let fix = answer.assert_names("no-capability", &["CAP_NET_ADMIN", "CAP_NET_RAW"]);
-    assert!(fix.contains("AmbientCapabilities"));
+    assert!(fix.advice.contains("AmbientCapabilities"));
     // One of the two is enough to run, where the routing is there.
     let raw_only = [
         "setpriv",
@@ -409,7 +426,7 @@ fn backend_other_address() {
         "backend-other-address",
         &["127.0.0.1:9000", "192.0.2.10:9000"],
     );
-    assert!(fix.contains("-4 192.0.2.10:9000"), "{fix}");
+    assert!(fix.advice.contains("-4 192.0.2.10:9000"), "{}", fix.advice);
 
     let _four_only = Backend::listen(&host, "0.0.0.0:9001");
     let answer = doctor(&host, &["-6", "[::1]:9001"]);
@@ -478,7 +495,7 @@ fn docker_proxy() {
     host.wait_for_port(8080);
     let fix = doctor(&host, &["-4", "127.0.0.1:8080"])
         .assert_names("docker-proxy", &["127.0.0.1:8080", "docker-proxy"]);
-    assert!(fix.contains("-4 172.17.0.2:80"), "{fix}");
+    assert!(fix.advice.contains("-4 172.17.0.2:80"), "{}", fix.advice);
 }
 
 #[test]
@@ -522,7 +539,7 @@ fn firewall_input() {
             before,
             "the trace table is gone"
         );
-        server.sh(&fix);
+        server.sh(&fix.run);
         doctor(&server.host, &["-4", "127.0.0.1:9000"]).assert_healthy();
     }
 }
@@ -547,7 +564,7 @@ fn firewall_output() {
         server.sh(firewall);
         let answer = doctor(&server.host, &["-6", "[::1]:9000"]);
         let fix = answer.assert_names("firewall-output", &[rule, "the replies of [::1]:9000"]);
-        server.sh(&fix);
+        server.sh(&fix.run);
         doctor(&server.host, &["-6", "[::1]:9000"]).assert_healthy();
     }
 }
@@ -562,7 +579,7 @@ fn src_valid_mark() {
         &["-4", "192.0.2.5:9000", "-probe-remote"],
     ] {
         let fix = doctor(&host, flags).assert_names("src-valid-mark", &["to-balancer"]);
-        assert!(fix.starts_with("sysctl -w "), "{fix}");
+        assert!(fix.run.starts_with("sysctl -w "), "{}", fix.run);
     }
     host.sysctl("ipv4/conf/all/src_valid_mark", "0");
     doctor(&host, &["-4", "192.0.2.5:9000", "-probe-remote"]).assert_healthy();
@@ -577,7 +594,7 @@ fn fwmark_accept_off() {
     for mode in ["off", "auto"] {
         let answer = doctor(&host, &["-4", "192.0.2.10:9000", "-routing", mode]);
         let fix = answer.assert_names("fwmark-accept-off", &["tcp_fwmark_accept is 0"]);
-        assert_eq!(fix, "sysctl -w net.ipv4.tcp_fwmark_accept=1");
+        assert_eq!(fix.run, "sysctl -w net.ipv4.tcp_fwmark_accept=1");
     }
 }
 
@@ -608,7 +625,7 @@ fn ipv6_disabled() {
     doctor(&host, &["-l", "[::]:8443", "-4", "127.0.0.1:9000"])
         .assert_names("ipv6-disabled", &["-l [::]:8443"]);
     doctor(&host, &["-4", "127.0.0.1:9000"]).assert_healthy();
-    host.run(&["bash", "-ec", &fix]);
+    host.run(&["bash", "-ec", &fix.run]);
     let _backend6 = Backend::listen(&host, "[::1]:9000");
     doctor(&host, &BOTH).assert_healthy();
 }
@@ -663,6 +680,7 @@ fn nofile_too_low() {
     let fix = doctor_under(&low, &server.host, &flags)
         .assert_names("nofile-too-low", &["256 open files", "1000"]);
     let enough: String = fix
+        .advice
         .chars()
         .skip_while(|c| !c.is_ascii_digit())
         .take_while(char::is_ascii_digit)
@@ -734,7 +752,7 @@ fn the_start_of_the_proxy_warns_with_the_same_words_and_contacts_nobody() {
     let proxy = Program::Realpeer.start(&server.host, &flags);
     let line = proxy.wait_for_line("\"check\":\"backend-down\"");
     assert!(
-        line.contains("nothing listens on 127.0.0.1:9001") && line.contains(&said),
+        line.contains("nothing listens on 127.0.0.1:9001") && line.contains(&said.advice),
         "{line}"
     );
     assert_eq!(

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::outside::printable;
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -16,52 +18,76 @@ pub enum Status {
     Failed,
 }
 
-/// One line of the doctor's answer.
+/// One cause that was looked for, and the cure if it was found. The fields are private so that
+/// no control character gets into any of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// The cause that was looked for.
     pub id: &'static str,
     /// Whether it was found.
     pub status: Status,
-    /// What was found.
-    pub found: String,
-    /// The command, or the deed, that mends it; empty if all is well.
-    pub fix: String,
+    found: String,
+    run: String,
+    advice: String,
 }
 
 impl Check {
     /// All is well.
-    pub fn ok(id: &'static str, found: impl Into<String>) -> Check {
-        Check::new(id, Status::Ok, found, "")
+    pub fn ok(id: &'static str, found: impl AsRef<str>) -> Check {
+        Check::new(id, Status::Ok, found)
     }
 
     /// Something is wrong: failed if `blame` is, else a warning.
-    pub fn wrong(
-        id: &'static str,
-        blame: bool,
-        found: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Check {
+    pub fn wrong(id: &'static str, blame: bool, found: impl AsRef<str>) -> Check {
         let status = if blame {
             Status::Failed
         } else {
             Status::Warning
         };
-        Check::new(id, status, found, fix)
+        Check::new(id, status, found)
     }
 
-    fn new(
-        id: &'static str,
-        status: Status,
-        found: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Check {
+    fn new(id: &'static str, status: Status, found: impl AsRef<str>) -> Check {
         Check {
             id,
             status,
-            found: found.into(),
-            fix: fix.into(),
+            found: printable(found.as_ref()),
+            run: String::new(),
+            advice: String::new(),
         }
+    }
+
+    /// One line of bash that mends it when it is pasted as it is. Words that come from outside
+    /// must have gone through [`super::outside::quote`].
+    pub fn run(mut self, command: impl AsRef<str>) -> Check {
+        self.run = printable(command.as_ref());
+        self
+    }
+
+    /// What cannot be pasted: what else to do, or what to know about the command.
+    pub fn advice(mut self, advice: impl AsRef<str>) -> Check {
+        self.advice = printable(advice.as_ref());
+        self
+    }
+
+    /// What was found.
+    pub fn found(&self) -> &str {
+        &self.found
+    }
+
+    /// Command and advice on one line, for the log; empty if all is well.
+    pub fn fix(&self) -> String {
+        let parts: Vec<_> = self
+            .parts()
+            .map(|(name, text)| name.to_owned() + text)
+            .collect();
+        parts.join("; ")
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [("run: ", &*self.run), ("advice: ", &*self.advice)]
+            .into_iter()
+            .filter(|(_, text)| !text.is_empty())
     }
 }
 
@@ -78,9 +104,9 @@ impl fmt::Display for Status {
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<8} {:<21} {}", self.status, self.id, self.found)?;
-        if self.fix.is_empty() {
-            return Ok(());
+        for (name, text) in self.parts() {
+            write!(f, "\n         {name}{text}")?;
         }
-        write!(f, "; to mend it: {}", self.fix)
+        Ok(())
     }
 }

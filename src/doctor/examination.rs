@@ -165,8 +165,8 @@ impl<'a> Examination<'a> {
             format!(
                 "table {SWITCH_TABLE}, which realpeer routing up needs, serves something else: {what}"
             ),
-            "give the other program another table, or run realpeer with -routing auto, which finds a free one",
         )
+        .advice("give the other program another table, or run realpeer with -routing auto, which finds a free one")
     }
 
     fn other_family_is_fine(&self, target: &Target) -> bool {

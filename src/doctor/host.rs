@@ -47,8 +47,8 @@ pub fn capabilities(powers: Powers) -> Check {
         ID,
         true,
         "neither CAP_NET_ADMIN nor CAP_NET_RAW: no foreign address can be claimed",
-        "run it as root, or give the unit AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW",
     )
+    .advice("run it as root, or give the unit AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW")
 }
 
 fn has_capability(number: u32) -> bool {
@@ -81,8 +81,7 @@ pub fn open_files(settings: &Settings) -> Option<Check> {
         format!(
             "a limit of {limit} open files carries {carried} connections, not the {asked} of -max-connections"
         ),
-        format!("LimitNOFILE={needed} in the unit, or `ulimit -Hn {needed}` as root"),
-    ))
+    ).advice(format!("LimitNOFILE={needed} in the unit, or `ulimit -Hn {needed}` as root before the start")))
 }
 
 /// True if IPv6 is switched off, or was never there.
@@ -113,6 +112,7 @@ pub fn ipv6(settings: &Settings) -> Option<Check> {
         ID,
         true,
         format!("IPv6 is switched off on this host, but {what} needs it"),
-        "sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0",
-    ))
+    )
+    .run("sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0")
+    .advice("this lasts until the next boot; look in /etc/sysctl.conf and /etc/sysctl.d for what switches it off"))
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use socket2::{Domain, Socket, Type};
 
 use super::check::Check;
+use super::outside::quote;
 use super::processes::{self, Process};
 use crate::config::{Protocol, Settings};
 use crate::networks::Networks;
@@ -26,21 +27,14 @@ pub fn port(settings: &Settings) -> Check {
         Some(process) if is_realpeer(&process) => {
             Check::ok(ID, format!("{listen} is held by {process}"))
         }
-        Some(process) => Check::wrong(
-            ID,
-            true,
-            format!("{listen} is taken by {process}"),
-            format!(
-                "stop it (kill {}), or choose another address with -l",
-                process.pid
-            ),
-        ),
+        Some(process) => Check::wrong(ID, true, format!("{listen} is taken by {process}"))
+            .advice("stop that program, or choose another address with -l"),
         None => Check::wrong(
             ID,
             true,
             format!("{listen} is taken by a process that only root can see"),
-            "run the doctor as root, or choose another address with -l",
-        ),
+        )
+        .advice("run the doctor as root, or choose another address with -l"),
     }
 }
 
@@ -86,8 +80,8 @@ pub fn target(settings: &Settings, target: SocketAddr) -> Check {
             "the target {target} is what realpeer itself listens on (-l {})",
             settings.listen
         ),
-        "give the backend's own address with -4 or -6",
     )
+    .advice("give the backend's own address with -4 or -6")
 }
 
 /// `peer-not-allowed`: only if a load balancer and a file were named. A file that cannot be read
@@ -104,7 +98,11 @@ pub fn peer(settings: &Settings, from: Option<IpAddr>) -> Option<Check> {
             ID,
             true,
             format!("the load balancer {from} is not in {path}: its connections are refused"),
-            format!("echo {from} >> {path}, and restart realpeer"),
         )
+        .run(format!(
+            "printf '\\n%s\\n' {from} >> {}",
+            quote(&path.to_string())
+        ))
+        .advice("then restart realpeer, if it runs")
     })
 }

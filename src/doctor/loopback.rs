@@ -14,8 +14,8 @@ pub fn check() -> Option<Check> {
         format!(
             "{place} accepts all of lo: a ban that fail2ban puts behind it (iptables, nftables) does not hold for a backend on this host"
         ),
-        "let fail2ban ban by packaging/fail2ban/action.d/realpeer.conf, or accept only what really is loopback: ip saddr 127.0.0.0/8 iif lo accept",
-    ))
+    )
+    .advice("let fail2ban ban by packaging/fail2ban/action.d/realpeer.conf, or accept only what really is loopback: ip saddr 127.0.0.0/8 iif lo accept"))
 }
 
 fn nftables() -> Option<String> {

@@ -12,6 +12,7 @@ mod examination;
 mod host;
 mod listener;
 mod loopback;
+mod outside;
 mod policy;
 mod probe;
 mod probing;
@@ -78,7 +79,7 @@ pub async fn warn_at_start(settings: &Settings) {
     match quick(settings).await {
         Ok(checks) => {
             for check in checks.iter().filter(|check| check.status != Status::Ok) {
-                tracing::warn!(check = check.id, fix = check.fix, "{}", check.found);
+                tracing::warn!(check = check.id, fix = check.fix(), "{}", check.found());
             }
         }
         Err(e) => tracing::debug!("the quick examination failed: {e:#}"),

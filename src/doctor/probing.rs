@@ -94,5 +94,6 @@ fn not_put_in(target: &Target, error: &io::Error) -> Check {
         "the way back from {} cannot be put in: {error}",
         target.need.target
     );
-    Check::wrong("no-rule", target.need.given, found, target.up())
+    let advice = "`realpeer routing show -as commands`, with the same flags, prints the commands to try one by one as root";
+    Check::wrong("no-rule", target.need.given, found).advice(advice)
 }

@@ -136,12 +136,8 @@ impl Shot {
                 Direction::Reply => ("firewall-output", "the replies of"),
             };
             let found = format!("{} drops or rejects {what} {at}", drop.describe());
-            return Ok(Check::wrong(
-                id,
-                true,
-                found,
-                drop.fix(self.target.protocol_name(), at.port()),
-            ));
+            let fix = drop.fix(self.target.protocol_name(), at.port());
+            return Ok(Check::wrong(id, true, found).run(fix));
         }
         let how = match answer {
             Answer::Refused(e) => format!("was refused ({e})"),
@@ -152,8 +148,8 @@ impl Shot {
             "probe",
             true,
             format!("a connection from {stranger} to {at} {how}, and no rule of nft's is to blame"),
-            "look for legacy iptables rules (iptables-legacy -S), for eBPF filters, and into the backend's log",
-        ))
+        )
+        .advice("look for legacy iptables rules (iptables-legacy -S), for eBPF filters, and into the backend's log"))
     }
 
     fn came(&self) -> Check {
@@ -169,10 +165,9 @@ impl Shot {
     }
 
     fn down(&self, found: String) -> Check {
-        let fix = format!(
+        Check::wrong("backend-down", self.target.need.given, found).advice(format!(
             "start the backend, or give its address with {}",
             self.target.flag()
-        );
-        Check::wrong("backend-down", self.target.need.given, found, fix)
+        ))
     }
 }
