@@ -9,7 +9,7 @@ use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use rtnetlink::packet_core::{DefaultNla, Nla, NlasIterator};
 
 /// Which way the dropped packet was going.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the stranger to the backend.
     Request,
@@ -17,11 +17,13 @@ pub enum Direction {
     Reply,
 }
 
-/// A rule, or a chain's policy, that dropped the probe.
-#[derive(Clone, Debug)]
+/// A rule, or a chain's policy, that dropped the probe or changed its mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
     /// What it dropped.
     pub direction: Direction,
+    /// Where the packet was.
+    pub spot: Spot,
     /// The nft family of its table: ip, ip6, inet.
     pub family: &'static str,
     /// Its table.
@@ -30,6 +32,19 @@ pub struct Dropped {
     pub chain: String,
     /// Its handle; `None` for the chain's policy.
     pub handle: Option<u64>,
+    /// The rule that ended the chain by `return` and so left the packet to the policy.
+    pub returned: Option<u64>,
+}
+
+/// Where a packet is on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// The chain at the hook.
+    pub base: String,
+    /// It is arriving, not leaving.
+    pub arriving: bool,
+    /// By this interface.
+    pub interface: u32,
 }
 
 impl Dropped {
@@ -43,19 +58,11 @@ impl Dropped {
         }
     }
 
-    /// A command that lets the traffic of the target's port pass.
-    pub fn fix(&self, protocol: &str, port: u16) -> String {
-        let which = match self.direction {
-            Direction::Request => "dport",
-            Direction::Reply => "sport",
-        };
-        let (family, table, chain) = (self.family, &self.table, &self.chain);
-        let accept = format!("{protocol} {which} {port} accept");
-        match self.handle {
-            Some(handle) => {
-                format!("nft insert rule {family} {table} {chain} position {handle} {accept}")
-            }
-            None => format!("nft add rule {family} {table} {chain} {accept}"),
+    /// What it is in the way of.
+    pub fn what(&self) -> &'static str {
+        match self.direction {
+            Direction::Request => "what clients send to",
+            Direction::Reply => "the replies of",
         }
     }
 
@@ -74,52 +81,143 @@ impl Dropped {
     }
 }
 
-/// Reads one trace message; `directions` remembers which packet went which way, because only the
-/// first message of a chain shows the packet.
-pub fn read(
-    message: &NetfilterMessage,
+/// What the traces of a probe tell.
+#[derive(Debug)]
+pub struct Journey {
     stranger: IpAddr,
-    directions: &mut HashMap<u32, Direction>,
-) -> Option<Dropped> {
-    // linux/netfilter/nf_tables.h: enum nft_trace_attributes, enum nft_trace_types
-    const TABLE: u16 = 1;
-    const CHAIN: u16 = 2;
-    const HANDLE: u16 = 3;
-    const KIND: u16 = 4;
-    const VERDICT: u16 = 5;
-    const ID: u16 = 6;
-    const NETWORK_HEADER: u16 = 8;
-    const POLICY: u16 = 16;
-    const KIND_POLICY: u32 = 1;
-    let NetfilterMessageInner::NfTables(NfTablesMessage::Trace(attributes)) = &message.inner else {
-        return None;
-    };
-    let id = number(attributes, ID)?;
-    if let Some(header) = value(attributes, NETWORK_HEADER) {
+    /// Rules of this table are the doctor's own.
+    own_table: String,
+    packets: HashMap<u32, Packet>,
+    marks: HashMap<Direction, u32>,
+    /// Rules after which a packet's mark was another.
+    pub markers: Vec<Dropped>,
+}
+
+/// A packet in a chain at a hook.
+#[derive(Debug)]
+struct Packet {
+    direction: Direction,
+    spot: Spot,
+    returned: Option<u64>,
+}
+
+impl Journey {
+    /// One that has not begun.
+    pub fn new(stranger: IpAddr, own_table: String) -> Journey {
+        Journey {
+            stranger,
+            own_table,
+            packets: HashMap::new(),
+            marks: HashMap::new(),
+            markers: Vec::new(),
+        }
+    }
+
+    /// The mark that the reply had when it was last seen; `None` if there was no reply.
+    pub fn reply_mark(&self) -> Option<u32> {
+        self.marks.get(&Direction::Reply).copied()
+    }
+
+    /// Reads one trace message, and returns what dropped the packet.
+    pub fn read(&mut self, message: &NetfilterMessage) -> Option<Dropped> {
+        // linux/netfilter/nf_tables.h: enum nft_trace_attributes, enum nft_trace_types
+        const TABLE: u16 = 1;
+        const CHAIN: u16 = 2;
+        const HANDLE: u16 = 3;
+        const KIND: u16 = 4;
+        const VERDICT: u16 = 5;
+        const ID: u16 = 6;
+        const MARK: u16 = 14;
+        const POLICY: u16 = 16;
+        const KIND_POLICY: u32 = 1;
+        const RETURN: i32 = -5;
+        let NetfilterMessageInner::NfTables(NfTablesMessage::Trace(attributes)) = &message.inner
+        else {
+            return None;
+        };
+        let chain = text(attributes, CHAIN)?;
+        let id = number(attributes, ID)?;
+        self.meet(id, &chain, attributes);
+        let packet = self.packets.get_mut(&id)?;
+        let by_policy = number(attributes, KIND)? == KIND_POLICY;
+        let handle = match by_policy {
+            true => None,
+            false => value(attributes, HANDLE)
+                .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?))),
+        };
+        let verdict = match by_policy {
+            true => number(attributes, POLICY),
+            false => value(attributes, VERDICT).and_then(|nested| verdict_code(&nested)),
+        };
+        let verdict = verdict? as i32;
+        if verdict == RETURN && packet.spot.base == chain {
+            packet.returned = handle;
+        }
+        let place = Dropped {
+            direction: packet.direction,
+            spot: packet.spot.clone(),
+            family: family_name(message.header.family.into()),
+            table: text(attributes, TABLE)?,
+            chain,
+            handle,
+            returned: packet.returned.filter(|_| by_policy),
+        };
+        self.note_mark(&place, number(attributes, MARK).unwrap_or(0));
+        (verdict == libc::NF_DROP).then_some(place)
+    }
+
+    /// Only the first message of a chain at a hook shows the packet.
+    fn meet(&mut self, id: u32, chain: &str, attributes: &[DefaultNla]) {
+        const NETWORK_HEADER: u16 = 8;
+        const IN: u16 = 10;
+        const OUT: u16 = 12;
+        const TRANSPORT_HEADER: u16 = 9;
+        let Some(header) = value(attributes, NETWORK_HEADER) else {
+            return;
+        };
+        let transport = value(attributes, TRANSPORT_HEADER).unwrap_or_default();
+        if self.is_by_a_firewall(&header, &transport) {
+            return;
+        }
+        let (into, out) = (number(attributes, IN), number(attributes, OUT));
         for direction in [Direction::Request, Direction::Reply] {
-            let start = address_offset(stranger, direction);
-            let address = octets(stranger);
+            let start = address_offset(self.stranger, direction);
+            let address = octets(self.stranger);
             if header.get(start..start + address.len()) == Some(&address[..]) {
-                directions.insert(id, direction);
+                let packet = Packet {
+                    direction,
+                    spot: Spot {
+                        base: chain.to_owned(),
+                        arriving: out.is_none(),
+                        interface: out.or(into).unwrap_or(1),
+                    },
+                    returned: None,
+                };
+                self.packets.insert(id, packet);
             }
         }
     }
-    let by_policy = number(attributes, KIND)? == KIND_POLICY;
-    let verdict = match by_policy {
-        true => number(attributes, POLICY),
-        false => value(attributes, VERDICT).and_then(|nested| verdict_code(&nested)),
-    };
-    if verdict? as i32 != libc::NF_DROP {
-        return None;
+
+    /// An ICMP error or a reset is how a firewall rejects what really was on its way.
+    fn is_by_a_firewall(&self, header: &[u8], transport: &[u8]) -> bool {
+        const TCP_FLAGS: usize = 13;
+        const RST: u8 = 4;
+        let protocol_offset = if self.stranger.is_ipv4() { 9 } else { 6 };
+        match header.get(protocol_offset).copied().map(i32::from) {
+            Some(libc::IPPROTO_TCP) => transport.get(TCP_FLAGS).is_some_and(|f| f & RST != 0),
+            Some(libc::IPPROTO_UDP) => false,
+            _ => true,
+        }
     }
-    Some(Dropped {
-        direction: *directions.get(&id)?,
-        family: family_name(message.header.family.into()),
-        table: text(attributes, TABLE)?,
-        chain: text(attributes, CHAIN)?,
-        handle: value(attributes, HANDLE)
-            .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?))),
-    })
+
+    fn note_mark(&mut self, place: &Dropped, mark: u32) {
+        let before = self.marks.insert(place.direction, mark);
+        // In the doctor's own chains, and when it is first met, the mark is just read.
+        let changed = before.is_some_and(|before| before != mark);
+        if changed && place.table != self.own_table && place.handle.is_some() {
+            self.markers.push(place.clone());
+        }
+    }
 }
 
 fn verdict_code(nested: &[u8]) -> Option<u32> {

@@ -76,6 +76,7 @@ async fn probe_all(
             _ => target.need.mark,
         };
         let shot = Shot {
+            kernel: examination.kernel.clone(),
             target: target.clone(),
             mark,
             trace: powers.administrate,
@@ -86,7 +87,16 @@ async fn probe_all(
             (Protocol::Tcp, None) => shot.tcp_remote().await?,
         });
     }
+    mend_at_once(&mut checks);
     Ok(checks)
+}
+
+/// One paste for the firewall of both families: the first check's command does it all.
+fn mend_at_once(checks: &mut [Check]) {
+    let mut firewall = checks.iter_mut().filter(|check| check.is_of_firewall());
+    if let Some(first) = firewall.next() {
+        firewall.for_each(|other| first.take_over(other));
+    }
 }
 
 fn not_put_in(target: &Target, error: &io::Error) -> Check {

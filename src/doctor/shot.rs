@@ -8,16 +8,20 @@ use tokio::task::spawn_blocking;
 
 use super::backend::{self, Backend};
 use super::check::{Check, Status};
-use super::dropped::{Direction, Dropped};
+use super::obstacles::{self, Obstacles};
+use super::policy;
 use super::probe::{self, Answer};
+use super::remote;
 use super::target::Target;
-use super::{remote, trace};
 use crate::config::Protocol;
+use crate::routing::kernel::Kernel;
 use crate::routing::plan::Way;
 
 /// A probe of one target.
 #[derive(Clone)]
 pub struct Shot {
+    /// The way to the kernel.
+    pub kernel: Kernel,
     /// Whom it is fired at.
     pub target: Target,
     /// SO_MARK.
@@ -111,17 +115,13 @@ impl Shot {
     }
 
     /// Fires again under nft's eyes.
-    async fn trace(&self) -> Result<Option<Dropped>> {
+    async fn obstacles(&self) -> Result<Obstacles> {
         if !self.trace {
-            return Ok(None);
+            return Ok(Obstacles::default());
         }
         let shot = self.clone();
-        let stranger = self.target.need.stranger;
-        let traced =
-            spawn_blocking(move || trace::watch(stranger, || _ = shot.fire_now(probe::ONE_PACKET)))
-                .await?;
-        // A kernel without nftables has no rules of nftables.
-        Ok(traced.unwrap_or(None))
+        let search = move || obstacles::find(&shot.target, || shot.fire_now(probe::ONE_PACKET));
+        Ok(spawn_blocking(search).await?)
     }
 
     /// Why no answer came.
@@ -130,14 +130,13 @@ impl Shot {
         if let Answer::Unsent(e) = answer {
             bail!("the probe to {at} cannot be sent: {e}");
         }
-        if let Some(drop) = self.trace().await? {
-            let (id, what) = match drop.direction {
-                Direction::Request => ("firewall-input", "what clients send to"),
-                Direction::Reply => ("firewall-output", "the replies of"),
-            };
-            let found = format!("{} drops or rejects {what} {at}", drop.describe());
-            let fix = drop.fix(self.target.protocol_name(), at.port());
-            return Ok(Check::wrong(id, true, found).run(fix));
+        let obstacles = self.obstacles().await?;
+        if let Some(check) = obstacles.check(&self.target) {
+            return Ok(check);
+        }
+        let mark = obstacles.reply_mark.unwrap_or(0);
+        if let Some(check) = policy::astray(&self.kernel, &self.target, mark).await? {
+            return Ok(check);
         }
         let how = match answer {
             Answer::Refused(e) => format!("was refused ({e})"),
