@@ -498,6 +498,116 @@ fn docker_proxy() {
     assert!(fix.advice.contains("-4 172.17.0.2:80"), "{}", fix.advice);
 }
 
+/// Any user may call a program docker-proxy, and give it any words.
+#[test]
+fn words_of_other_programs_never_reach_terminal_or_shell() {
+    const ESCAPES: &str = "\x1b]0;owned\x07\x1b[2J\u{9b}2J\u{202e}";
+    let host = Host::new("server");
+    let files = TempDir::new();
+    let program = files.file(
+        "docker-proxy",
+        "#!/usr/bin/perl\nuse IO::Socket::INET;\n\
+         my $s = IO::Socket::INET->new(LocalAddr => '0.0.0.0:8080', Listen => 5, ReuseAddr => 1);\nsleep 1000;\n",
+    );
+    host.run(&["chmod", "+x", &program]);
+    let address = format!(
+        "172.17.0.2;$(touch {})`id`\n{ESCAPES}",
+        files.path("owned").display()
+    );
+    let port = format!("80 && reboot #{ESCAPES}");
+    let _docker = host.spawn(&[
+        &program,
+        "-container-ip",
+        &address,
+        "-container-port",
+        &port,
+    ]);
+    host.wait_for_port(8080);
+    // The same of the firewall's and the routing's names.
+    host.run(&["bash", "-ec", &format!("nft 'table inet fw {{ chain in {{ type filter hook input priority 0; tcp dport 9000 drop comment \"{ESCAPES}\"; }}; }}'")]);
+    host.run(&[
+        "ip",
+        "rule",
+        "add",
+        "from",
+        "127.0.0.1",
+        "iif",
+        "a;$(id)'`x`",
+        "table",
+        "123",
+    ]);
+    host.run(&[
+        "ip",
+        "rule",
+        "add",
+        "from",
+        "127.0.0.0/8",
+        "iif",
+        "lo",
+        "table",
+        "123",
+    ]);
+    host.run(&[
+        "ip", "route", "add", "local", "default", "dev", "lo", "table", "123",
+    ]);
+    let _backend = Backend::listen(&host, "127.0.0.1:9000");
+
+    for target in ["127.0.0.1:8080", "127.0.0.1:9000"] {
+        for routing in ["auto", "off"] {
+            for json in [&["-json"][..], &[]] {
+                let flags = [&["doctor", "-4", target, "-routing", routing], json].concat();
+                let ended = Program::Realpeer.run(&host, &flags);
+                assert_eq!(ended.code, 1, "{}", ended.stdout);
+                let hidden = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+                assert!(!ended.stdout.contains(hidden), "{:?}", ended.stdout);
+                if json.is_empty() {
+                    let starts = [
+                        "ok ",
+                        "warning ",
+                        "failed ",
+                        "         run: ",
+                        "         advice: ",
+                    ];
+                    for line in ended.stdout.lines() {
+                        assert!(
+                            starts.iter().any(|start| line.starts_with(start)),
+                            "{line:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    let fix = doctor(&host, &["-4", "127.0.0.1:8080"])
+        .with_status("failed")
+        .first()
+        .map(|check| Cure::of(check));
+    let fix = fix.expect("docker-proxy is blamed");
+    // What is no address is not repeated, least of all as a command.
+    assert_eq!(fix.run, "");
+    assert!(
+        fix.advice.contains("CONTAINER-ADDRESS:PORT"),
+        "{}",
+        fix.advice
+    );
+    assert!(!files.path("owned").exists());
+}
+
+#[test]
+fn an_interface_with_a_shells_characters_is_quoted_in_a_command() {
+    let server = Server::routed();
+    server.sh("ip rule add from 10.8.0.0/24 iif 'b`id`' lookup 123");
+    let answer = doctor(&server.host, &[&BOTH[..], &["-routing", "off"]].concat());
+    let fix = Cure::of(answer.with_status("failed")[0]);
+    assert!(
+        answer.with_status("failed")[0]["found"]
+            .as_str()
+            .expect("found")
+            .contains("iif 'b`id`'")
+    );
+    server.mend(&fix);
+}
+
 #[test]
 fn firewall_input() {
     for (firewall, rule) in [

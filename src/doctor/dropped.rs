@@ -81,6 +81,9 @@ impl Dropped {
     }
 }
 
+/// The doctor's own chain in which a packet that this host sends is seen first.
+pub const FIRST_CHAIN: &str = "output";
+
 /// What the traces of a probe tell.
 #[derive(Debug)]
 pub struct Journey {
@@ -91,6 +94,8 @@ pub struct Journey {
     marks: HashMap<Direction, u32>,
     /// Rules after which a packet's mark was another.
     pub markers: Vec<Dropped>,
+    /// A mark that something else than nft set.
+    pub foreign_mark: Option<u32>,
 }
 
 /// A packet in a chain at a hook.
@@ -110,6 +115,7 @@ impl Journey {
             packets: HashMap::new(),
             marks: HashMap::new(),
             markers: Vec::new(),
+            foreign_mark: None,
         }
     }
 
@@ -212,10 +218,14 @@ impl Journey {
 
     fn note_mark(&mut self, place: &Dropped, mark: u32) {
         let before = self.marks.insert(place.direction, mark);
-        // In the doctor's own chains, and when it is first met, the mark is just read.
         let changed = before.is_some_and(|before| before != mark);
-        if changed && place.table != self.own_table && place.handle.is_some() {
-            self.markers.push(place.clone());
+        let own = place.table == self.own_table;
+        // There the packet is new: the one before it may have ended with another mark.
+        let first = own && place.spot.base == FIRST_CHAIN;
+        match changed && !first {
+            true if own => self.foreign_mark = Some(mark),
+            true if place.handle.is_some() => self.markers.push(place.clone()),
+            _ => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use super::check::{Check, Status};
 use super::diagnosis::{self, Diagnosis};
 use super::host::{self, Powers};
 use super::target::Target;
-use super::{Options, listener, policy, remote, words};
+use super::{Options, listener, loopback, policy, remote, words};
 use crate::config::{Routing, Settings};
 use crate::routing::family::Family;
 use crate::routing::kernel::{Foreigner, Kernel};
@@ -50,8 +50,10 @@ impl<'a> Examination<'a> {
     ) -> Result<Examination<'a>> {
         let kernel = Kernel::connect()?;
         let mut targets = Vec::new();
+        let is_lo_fine = loopback::lo(settings).is_none();
         for need in survey::needs(&kernel, settings).await? {
-            if need.family() == Family::V6 && host::is_ipv6_off() {
+            // That is told already, and all else follows from it.
+            if !is_lo_fine || (need.family() == Family::V6 && host::is_ipv6_off()) {
                 continue;
             }
             let target = Target::locate(&kernel, settings, need).await?;
@@ -74,7 +76,8 @@ impl<'a> Examination<'a> {
     /// The process, the host, the listener.
     pub fn surroundings(&self) -> Vec<Check> {
         let settings = self.settings;
-        let mut checks = vec![host::capabilities(self.powers), listener::port(settings)];
+        let mut checks = Vec::from_iter(loopback::lo(settings));
+        checks.extend([host::capabilities(self.powers), listener::port(settings)]);
         checks.extend(host::ipv6(settings));
         checks.extend(host::open_files(settings));
         checks.extend(listener::peer(settings, self.options.from));
@@ -104,7 +107,16 @@ impl<'a> Examination<'a> {
             }
             checks.push(check);
         }
-        let way = self.way_back(target, diagnosis);
+        let way = match policy::running(&self.kernel, target).await? {
+            Some(table) if self.is_left_to_the_proxy(diagnosis) => Check::ok(
+                "no-rule",
+                format!(
+                    "the replies of {} come back by table {table}, of a realpeer that runs",
+                    need.target
+                ),
+            ),
+            _ => self.way_back(target, diagnosis),
+        };
         let way_is_fine = way.status == Status::Ok;
         checks.push(way);
         if !need.given || !way_is_fine {
@@ -121,6 +133,10 @@ impl<'a> Examination<'a> {
         Ok((checks, Verdict::Open(Some(backend))))
     }
 
+    fn is_left_to_the_proxy(&self, diagnosis: &Diagnosis) -> bool {
+        self.settings.routing == Routing::Auto && matches!(diagnosis, Diagnosis::Missing)
+    }
+
     fn way_back(&self, target: &Target, diagnosis: &Diagnosis) -> Check {
         if let Some(check) = diagnosis::check(target, diagnosis) {
             return check;
@@ -128,7 +144,7 @@ impl<'a> Examination<'a> {
         let auto = self.settings.routing == Routing::Auto;
         let will = |when: &str| {
             let found = format!(
-                "the proxy puts in the way back from {} ({} way) {when}",
+                "nothing has to be set up: {when}, realpeer itself brings the replies of {} back ({} way)",
                 target.need.target, target.need.way
             );
             Check::ok("no-rule", found)
@@ -142,9 +158,9 @@ impl<'a> Examination<'a> {
                 Powers {
                     administrate: true, ..
                 },
-            ) => will("at start, until it ends"),
+            ) => will("while it runs"),
             // That the capability is missing is told already.
-            (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN"),
+            (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN and runs"),
             (true, _) => missing(false),
             (false, _) if self.switch_table.is_some() => self.switch_table_in_use(target),
             (false, _) => missing(true),

@@ -3,10 +3,12 @@
 
 use super::check::Check;
 use super::dropped::{Direction, Dropped};
-use super::pass::{Pass, Temporary};
+use super::pass::Pass;
 use super::probe::Answer;
 use super::target::Target;
 use super::trace;
+use crate::config::Protocol;
+use crate::routing::keeper::fwmark_accept;
 
 /// More rules than this are no mistake.
 const MOST: usize = 8;
@@ -14,16 +16,23 @@ const MOST: usize = 8;
 /// What was found on the way.
 #[derive(Debug, Default)]
 pub struct Obstacles {
-    /// Rules that dropped the probe, in the order in which it met them.
-    pub drops: Vec<Dropped>,
-    /// Rules that changed its mark, where that was its end.
-    pub markers: Vec<Dropped>,
-    /// The mark of the reply when it was last seen; `None` if there was no reply.
+    /// In the order in which the probe met them.
+    met: Vec<Obstacle>,
+    /// The mark of the reply that was lost; `None` if there was no reply.
     pub reply_mark: Option<u32>,
-    /// What lets the target's traffic by.
-    passes: Vec<Pass>,
-    /// With these passes the probe was answered.
+    /// A mark that something else than nft set.
+    pub foreign_mark: Option<u32>,
+    /// With all passes the probe was answered.
     cleared: bool,
+}
+
+#[derive(Debug)]
+struct Obstacle {
+    rule: Dropped,
+    /// It changes the mark of the probe, and does not drop it.
+    marks: bool,
+    /// What lets the target's traffic by; `None` if no command can.
+    pass: Option<Pass>,
 }
 
 /// Looks for the obstacles of `target`; `fire` sends the probe's packets. What is put in for the
@@ -31,8 +40,7 @@ pub struct Obstacles {
 pub fn find(target: &Target, mut fire: impl FnMut() -> Answer) -> Obstacles {
     let mut found = Obstacles::default();
     let mut open = Vec::new();
-    let mut markers = Vec::new();
-    while open.len() < MOST && !found.cleared {
+    while found.met.len() < MOST {
         let watched = trace::watch(target.need.stranger, || {
             found.cleared = matches!(fire(), Answer::Came);
         });
@@ -40,84 +48,98 @@ pub fn find(target: &Target, mut fire: impl FnMut() -> Answer) -> Obstacles {
         let Ok((drop, journey)) = watched else {
             break;
         };
-        found.reply_mark = journey.reply_mark().or(found.reply_mark);
         if found.cleared {
-            found.markers = markers;
-            break;
+            return found;
         }
-        let next: Vec<_> = match &drop {
-            Some(drop) => vec![drop.clone()],
-            None => journey
-                .markers
-                .into_iter()
-                .filter(|m| !markers.contains(m))
-                .collect(),
+        found.reply_mark = journey.reply_mark().or(found.reply_mark);
+        found.foreign_mark = journey.foreign_mark.or(found.foreign_mark);
+        let marks = drop.is_none();
+        let mut rules = match drop {
+            Some(drop) => vec![drop],
+            None => journey.markers,
         };
-        match drop {
-            Some(drop) => found.drops.push(drop),
-            None => markers.extend(next.clone()),
-        }
-        if next.is_empty() || !found.get_past(&next, target, &mut open) {
+        // One that is met again is not passed in this way: UDP's probe has another port.
+        rules.retain(|rule| (!marks || matters(rule)) && !found.has_met(rule));
+        if rules.is_empty() {
             break;
+        }
+        for rule in rules {
+            let pass = Pass::new(&rule, target.protocol_name(), target.need.target);
+            let temporary = pass.as_ref().map(|p| p.open_for(target.need.stranger));
+            found.met.push(Obstacle { rule, marks, pass });
+            match temporary {
+                Some(Ok(temporary)) => open.push(temporary),
+                // What comes after it cannot be seen.
+                _ => return found.without_marks(),
+            }
         }
     }
-    found
+    found.without_marks()
+}
+
+/// What clients send counts only where replies inherit its mark.
+fn matters(marker: &Dropped) -> bool {
+    let is_ours = marker.table.starts_with("realpeer");
+    !is_ours && (marker.direction == Direction::Reply || fwmark_accept())
 }
 
 impl Obstacles {
-    /// False if no command can do it: then nothing more can be seen.
-    fn get_past(&mut self, next: &[Dropped], target: &Target, open: &mut Vec<Temporary>) -> bool {
-        next.iter().all(|place| {
-            let pass = Pass::new(place, target.protocol_name(), target.need.target);
-            let temporary = pass
-                .as_ref()
-                .map(|pass| pass.open_for(target.need.stranger));
-            match (pass, temporary) {
-                (Some(pass), Some(Ok(temporary))) => {
-                    self.passes.push(pass);
-                    open.push(temporary);
-                    true
-                }
-                _ => false,
-            }
-        })
+    fn has_met(&self, rule: &Dropped) -> bool {
+        self.met.iter().any(|met| met.rule == *rule)
+    }
+
+    /// A changed mark is to blame only if the probe was answered without it.
+    fn without_marks(mut self) -> Obstacles {
+        self.met.retain(|met| !met.marks);
+        self
     }
 
     /// `firewall-input`, `firewall-output` or `mark-changed`; none if nothing is to blame.
-    pub fn check(&self, target: &Target) -> Option<Check> {
-        let at = target.need.target;
-        let mut found: Vec<_> = self
-            .drops
-            .iter()
-            .map(|drop| format!("{} drops or rejects {} {at}", drop.describe(), drop.what()))
-            .collect();
-        let changes = self.markers.iter().map(|marker| {
-            format!(
-                "{} changes the mark of {} {at}, so that the replies go astray",
-                marker.describe(),
-                marker.what()
-            )
-        });
-        found.extend(changes);
-        let id = match (self.drops.first(), self.markers.is_empty()) {
-            (Some(drop), _) if drop.direction == Direction::Request => "firewall-input",
-            (Some(_), _) => "firewall-output",
-            (None, false) => "mark-changed",
-            (None, true) => return None,
+    /// `taken`: where replies go with the mark that they had.
+    pub fn check(&self, target: &Target, taken: Option<&str>) -> Option<Check> {
+        let first = self.met.first()?;
+        let id = match (first.marks, first.rule.direction) {
+            (true, _) => "mark-changed",
+            (false, Direction::Request) => "firewall-input",
+            (false, Direction::Reply) => "firewall-output",
         };
+        let said = self.met.iter().map(|met| met.describe(target));
+        let marked = self.met.iter().any(|met| met.marks);
+        let taken = taken.unwrap_or("the replies do not come back").to_owned();
+        let found: Vec<_> = said.chain(marked.then_some(taken)).collect();
         let check = Check::wrong(id, true, found.join("; then "));
-        let Some(pass) = self.passes.first() else {
-            return Some(check.advice("let the firewall accept that traffic; its names cannot be written on a command line"));
+        let passes: Vec<_> = self
+            .met
+            .iter()
+            .filter_map(|met| met.pass.as_ref())
+            .collect();
+        let Some(pass) = passes.first() else {
+            return Some(
+                check.advice(
+                    "let the firewall accept this traffic (no command can name that place)",
+                ),
+            );
         };
-        let commands: Vec<_> = self.passes.iter().map(Pass::command).collect();
-        let more = match self.cleared {
-            true => "",
-            false => "more is in the way after this; ",
+        let commands: Vec<_> = passes.iter().map(|pass| pass.command()).collect();
+        let more = match (self.cleared, target.protocol) {
+            (true, _) => "",
+            (false, Protocol::Tcp) => "run the doctor again after this, more is in the way; ",
+            (false, Protocol::Udp) => {
+                "the doctor's own datagrams have another port, so a rule for this one does not let them pass; "
+            }
         };
-        Some(
-            check
-                .run(commands.join(" && "))
-                .advice(format!("{more}{}", pass.keeping())),
-        )
+        let advice = format!("{more}{}", pass.keeping());
+        Some(check.run(commands.join(" && ")).advice(advice))
+    }
+}
+
+impl Obstacle {
+    fn describe(&self, target: &Target) -> String {
+        let does = match self.marks {
+            true => "changes the mark of",
+            false => "drops or rejects",
+        };
+        let (rule, at) = (&self.rule, target.need.target);
+        format!("{} {does} {} {at}", rule.describe(), rule.what())
     }
 }

@@ -5,8 +5,7 @@ use std::io;
 
 use rtnetlink::packet_route::rule::RuleMessage;
 
-use super::check::Check;
-use super::diagnosis::{self, Diagnosis};
+use super::diagnosis::Diagnosis;
 use super::rules::{self, Effect, Packet};
 use super::target::Target;
 use super::words;
@@ -34,9 +33,7 @@ pub async fn diagnose(kernel: &Kernel, target: &Target) -> io::Result<Diagnosis>
         .into_iter()
         .filter(|rule| !(is_ours(rule) && INSTANCE_TABLES.contains(&rule_table(rule))))
         .collect();
-    let answer = kernel
-        .ask(&need.reply(SWITCH_TABLE, target.interface))
-        .await?;
+    let answer = kernel.ask(&reply(target)).await?;
     let home = answer.filter(|answer| answer.local && !INSTANCE_TABLES.contains(&answer.table));
     match home {
         Some(answer) => good(kernel, target, &rules, answer.table).await,
@@ -128,13 +125,16 @@ async fn bad(kernel: &Kernel, target: &Target, rules: &[RuleMessage]) -> io::Res
     Ok(Diagnosis::EmptyTable(rule))
 }
 
-/// The rule that takes a reply of `target` which was seen with `mark`; none if it comes back all
-/// the same.
-pub async fn astray(kernel: &Kernel, target: &Target, mark: u32) -> io::Result<Option<Check>> {
+/// Which rule takes a reply of `target` with this mark, in words; none if it comes back.
+pub async fn taken(kernel: &Kernel, target: &Target, mark: u32) -> io::Result<Option<String>> {
     let need = &target.need;
     let question = Question {
         mark: Some(mark),
         ..need.reply(SWITCH_TABLE, target.interface)
+    };
+    let carry = match mark {
+        0 => format!("the replies of {} carry no mark", need.target),
+        mark => format!("the replies of {} carry the mark {mark:#x}", need.target),
     };
     let answer = kernel.ask(&question).await?;
     if answer.as_ref().is_some_and(|answer| answer.local) {
@@ -149,10 +149,42 @@ pub async fn astray(kernel: &Kernel, target: &Target, mark: u32) -> io::Result<O
         if rules::takes(&rule, &packet)
             && let Effect::Away(effect) = rules::effect(&rule, &routes, &packet)
         {
-            return Ok(Some(diagnosis::taken(target, mark, &rule, &effect)));
+            return Ok(Some(format!(
+                "{carry}, and the rule \"{}\" takes them ({effect})",
+                words::rule(&rule)
+            )));
+        }
+    }
+    Ok(Some(format!(
+        "{carry}, and no rule brings them back with it"
+    )))
+}
+
+/// The table of a running proxy that brings the replies of `target` back.
+pub async fn running(kernel: &Kernel, target: &Target) -> io::Result<Option<u32>> {
+    let need = &target.need;
+    for rule in kernel.rules(need.family()).await? {
+        let table = rule_table(&rule);
+        if !is_ours(&rule) || !INSTANCE_TABLES.contains(&table) {
+            continue;
+        }
+        let answer = kernel.ask(&need.reply(table, target.interface)).await?;
+        if answer.is_some_and(|answer| answer.local && answer.table == table) {
+            return Ok(Some(table));
         }
     }
     Ok(None)
+}
+
+/// A reply of `target`. Where accepted connections inherit marks, that of `-mark` counts.
+fn reply(target: &Target) -> Question {
+    let need = &target.need;
+    let question = need.reply(SWITCH_TABLE, target.interface);
+    let inherits = need.way == Way::Loopback && target.protocol == Protocol::Tcp && fwmark_accept();
+    Question {
+        mark: question.mark.or(need.mark.filter(|_| inherits)),
+        ..question
+    }
 }
 
 /// True if the rule was made for the way of this target.
@@ -219,7 +251,7 @@ fn src_valid_mark(target: &Target) -> Option<String> {
 
 fn packet(target: &Target) -> Packet {
     let need = &target.need;
-    let reply = need.reply(SWITCH_TABLE, target.interface);
+    let reply = reply(target);
     Packet {
         from: reply.from,
         to: reply.to,

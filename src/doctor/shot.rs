@@ -14,6 +14,7 @@ use super::probe::{self, Answer};
 use super::remote;
 use super::target::Target;
 use crate::config::Protocol;
+use crate::routing::keeper::fwmark_accept;
 use crate::routing::kernel::Kernel;
 use crate::routing::plan::Way;
 
@@ -39,7 +40,12 @@ impl Shot {
             (Answer::Came, Backend::Listens) => vec![look, self.came()],
             // Something else on this host answers for it: a kernel's address translation.
             (Answer::Came, _) => vec![self.came()],
-            (Answer::Refused(_), Backend::Listens) if backend::only_ipv6(&self.target) => {
+            (Answer::Refused(e), Backend::Listens) if backend::only_ipv6(&self.target) => {
+                // A reset is the firewall's if one of its rules says so.
+                let lost = self.lost(Answer::Refused(e)).await?;
+                if lost.is_of_firewall() {
+                    return Ok(vec![look, lost]);
+                }
                 let port = self.target.need.target.port();
                 let elsewhere = Backend::Elsewhere(vec![SocketAddr::from(([0u16; 8], port))]);
                 vec![backend::check(&self.target, &elsewhere)]
@@ -131,12 +137,26 @@ impl Shot {
             bail!("the probe to {at} cannot be sent: {e}");
         }
         let obstacles = self.obstacles().await?;
-        if let Some(check) = obstacles.check(&self.target) {
+        let inherited = self.mark.filter(|_| fwmark_accept()).unwrap_or(0);
+        let mark = obstacles.reply_mark.unwrap_or(inherited);
+        let taken = match self.target.need.way {
+            // The mark of the socket match is not there yet.
+            Way::Socket => None,
+            _ => policy::taken(&self.kernel, &self.target, mark).await?,
+        };
+        if let Some(check) = obstacles.check(&self.target, taken.as_deref()) {
             return Ok(check);
         }
-        let mark = obstacles.reply_mark.unwrap_or(0);
-        if let Some(check) = policy::astray(&self.kernel, &self.target, mark).await? {
-            return Ok(check);
+        if let Some(taken) = taken {
+            return Ok(Check::wrong("rule-shadowed", true, taken).advice(
+                "put the rule that brings the replies back before that one (ip rule add … priority N), or keep that mark from them",
+            ));
+        }
+        if let Some(mark) = obstacles.foreign_mark {
+            let found =
+                format!("something else than nft gives the packets of {at} the mark {mark:#x}");
+            return Ok(Check::wrong("mark-changed", true, found)
+                .advice("look for it in `iptables-legacy -t mangle -S`, and among eBPF programs"));
         }
         let how = match answer {
             Answer::Refused(e) => format!("was refused ({e})"),

@@ -13,7 +13,7 @@ use netlink_packet_netfilter::nftables::{
 use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkPayload};
 use rtnetlink::sys::Socket;
 
-use super::dropped::{Direction, Dropped, Journey, address_offset, octets};
+use super::dropped::{Direction, Dropped, FIRST_CHAIN, Journey, address_offset, octets};
 use crate::routing::{nfnetlink, nft};
 
 /// Before conntrack's defragmentation (-400) and everything else.
@@ -54,7 +54,7 @@ fn mark_for_tracing(name: &str, stranger: IpAddr) -> io::Result<Socket> {
     // The last two show the mark after everybody else has seen the packet.
     for (chain, hook, priority) in [
         ("prerouting", InetHookNumber::PreRouting, FIRST),
-        ("output", InetHookNumber::LocalOut, FIRST),
+        (FIRST_CHAIN, InetHookNumber::LocalOut, FIRST),
         ("input", InetHookNumber::LocalIn, LAST),
         ("postrouting", InetHookNumber::PostRouting, LAST),
     ] {
