@@ -152,7 +152,13 @@ fn a_healthy_machine_gives_no_warning() {
     let server = Server::bare();
     let before = state(&server.host);
     // What the proxy would put in is ok, and the probe leaves nothing behind.
-    server.doctor().assert_healthy();
+    let answer = server.doctor();
+    answer.assert_healthy();
+    let said = answer.answer.to_string();
+    assert!(
+        said.contains("nothing has to be set up: while it runs, realpeer itself brings"),
+        "{said}"
+    );
     assert_eq!(state(&server.host), before);
     // With no target given there is nothing to fail.
     doctor(&server.host, &[]).assert_healthy();
@@ -169,6 +175,11 @@ fn a_running_proxy_is_healthy_and_keeps_its_port() {
     let answer = doctor(&stage.server, &flags);
     answer.assert_healthy();
     answer.assert_has("port-in-use", "ok");
+    let said = answer.answer.to_string();
+    assert!(
+        said.contains("come back by table 8193, of a realpeer that runs"),
+        "{said}"
+    );
     // The probes came in the name of nobody the proxy knows.
     assert_ne!(stage.backend.accept().1, addr("203.0.113.99:9999"));
     assert_ne!(stage.backend6.accept().1, addr("203.0.113.99:9999"));
@@ -496,6 +507,52 @@ fn docker_proxy() {
     let fix = doctor(&host, &["-4", "127.0.0.1:8080"])
         .assert_names("docker-proxy", &["127.0.0.1:8080", "docker-proxy"]);
     assert!(fix.advice.contains("-4 172.17.0.2:80"), "{}", fix.advice);
+}
+
+/// The backend must not get a datagram of the probe's, and yet its own port is looked at.
+#[test]
+fn a_firewall_in_the_way_of_udp() {
+    for (firewall, id) in [
+        (
+            "chain in { type filter hook input priority 0; policy drop; }; chain out { type filter hook output priority 0; policy drop; };",
+            "firewall-input",
+        ),
+        (
+            "chain in { type filter hook input priority 0; udp dport 5300 drop; };",
+            "firewall-input",
+        ),
+        (
+            "chain out { type filter hook output priority 0; udp sport 5300 drop; };",
+            "firewall-output",
+        ),
+    ] {
+        let host = Host::new("server");
+        let sockets = ["127.0.0.1:5300", "[::1]:5300"].map(|at| {
+            let socket = host.enter(|| UdpSocket::bind(at)).expect("bind");
+            socket.set_nonblocking(true).expect("non-blocking");
+            socket
+        });
+        host.run(&["nft", &format!("table inet fw {{ {firewall} }}")]);
+        let flags = ["-p", "udp", "-4", "127.0.0.1:5300", "-6", "[::1]:5300"];
+        let answer = doctor(&host, &flags);
+        let failed = answer.with_status("failed");
+        assert_eq!(failed.len(), 2, "{failed:#?}");
+        assert!(failed.iter().all(|check| check["id"] == id), "{failed:#?}");
+        let fix = Cure::of(failed[0]);
+        assert!(
+            fix.run
+                .contains("lo ip daddr 127.0.0.1 udp dport 5300 accept")
+                || id == "firewall-output",
+            "{}",
+            fix.run
+        );
+        host.run(&["bash", "-ec", &fix.run]);
+        doctor(&host, &flags).assert_healthy();
+        for socket in sockets {
+            let received = socket.recv_from(&mut [0; 64]);
+            assert!(received.is_err(), "{received:?}");
+        }
+    }
 }
 
 /// Any user may call a program docker-proxy, and give it any words.

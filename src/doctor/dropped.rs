@@ -84,6 +84,9 @@ impl Dropped {
 /// The doctor's own chain in which a packet that this host sends is seen first.
 pub const FIRST_CHAIN: &str = "output";
 
+/// The one that it passes last.
+pub const LAST_CHAIN: &str = "input";
+
 /// What the traces of a probe tell.
 #[derive(Debug)]
 pub struct Journey {
@@ -96,6 +99,8 @@ pub struct Journey {
     pub markers: Vec<Dropped>,
     /// A mark that something else than nft set.
     pub foreign_mark: Option<u32>,
+    /// The directions whose packet passed all rules.
+    arrived: Vec<Direction>,
 }
 
 /// A packet in a chain at a hook.
@@ -116,12 +121,20 @@ impl Journey {
             marks: HashMap::new(),
             markers: Vec::new(),
             foreign_mark: None,
+            arrived: Vec::new(),
         }
     }
 
     /// The mark that the reply had when it was last seen; `None` if there was no reply.
     pub fn reply_mark(&self) -> Option<u32> {
         self.marks.get(&Direction::Reply).copied()
+    }
+
+    /// True if packets of both directions passed all rules.
+    pub fn is_complete(&self) -> bool {
+        [Direction::Request, Direction::Reply]
+            .iter()
+            .all(|direction| self.arrived.contains(direction))
     }
 
     /// Reads one trace message, and returns what dropped the packet.
@@ -222,6 +235,9 @@ impl Journey {
         let own = place.table == self.own_table;
         // There the packet is new: the one before it may have ended with another mark.
         let first = own && place.spot.base == FIRST_CHAIN;
+        if own && place.spot.base == LAST_CHAIN {
+            self.arrived.push(place.direction);
+        }
         match changed && !first {
             true if own => self.foreign_mark = Some(mark),
             true if place.handle.is_some() => self.markers.push(place.clone()),

@@ -9,6 +9,7 @@ mod check;
 mod diagnosis;
 mod dropped;
 mod examination;
+mod forged;
 mod host;
 mod listener;
 mod loopback;

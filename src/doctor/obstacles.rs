@@ -48,6 +48,7 @@ pub fn find(target: &Target, mut fire: impl FnMut() -> Answer) -> Obstacles {
         let Ok((drop, journey)) = watched else {
             break;
         };
+        found.cleared |= target.protocol == Protocol::Udp && journey.is_complete();
         if found.cleared {
             return found;
         }
@@ -58,7 +59,7 @@ pub fn find(target: &Target, mut fire: impl FnMut() -> Answer) -> Obstacles {
             Some(drop) => vec![drop],
             None => journey.markers,
         };
-        // One that is met again is not passed in this way: UDP's probe has another port.
+        // One that is met again is not passed in this way.
         rules.retain(|rule| (!marks || matters(rule)) && !found.has_met(rule));
         if rules.is_empty() {
             break;
@@ -94,6 +95,11 @@ impl Obstacles {
         self
     }
 
+    /// True if nothing is in the way.
+    pub fn is_clear(&self) -> bool {
+        self.cleared && self.met.is_empty()
+    }
+
     /// `firewall-input`, `firewall-output` or `mark-changed`; none if nothing is to blame.
     /// `taken`: where replies go with the mark that they had.
     pub fn check(&self, target: &Target, taken: Option<&str>) -> Option<Check> {
@@ -121,12 +127,9 @@ impl Obstacles {
             );
         };
         let commands: Vec<_> = passes.iter().map(|pass| pass.command()).collect();
-        let more = match (self.cleared, target.protocol) {
-            (true, _) => "",
-            (false, Protocol::Tcp) => "run the doctor again after this, more is in the way; ",
-            (false, Protocol::Udp) => {
-                "the doctor's own datagrams have another port, so a rule for this one does not let them pass; "
-            }
+        let more = match self.cleared {
+            true => "",
+            false => "run the doctor again after this, more is in the way; ",
         };
         let advice = format!("{more}{}", pass.keeping());
         Some(check.run(commands.join(" && ")).advice(advice))

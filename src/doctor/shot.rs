@@ -11,8 +11,8 @@ use super::check::{Check, Status};
 use super::obstacles::{self, Obstacles};
 use super::policy;
 use super::probe::{self, Answer};
-use super::remote;
 use super::target::Target;
+use super::{forged, remote};
 use crate::config::Protocol;
 use crate::routing::keeper::fwmark_accept;
 use crate::routing::kernel::Kernel;
@@ -99,9 +99,10 @@ impl Shot {
         if !probed || look.iter().any(|check| check.status != Status::Ok) {
             return Ok(look);
         }
-        let result = match self.fire().await? {
-            Answer::Came => self.came(),
-            answer => self.lost(answer).await?,
+        let result = match (self.fire().await?, self.trace) {
+            (Answer::Came, false) => self.came(),
+            // That was on another port: a rule may be for the backend's own.
+            (answer, _) => self.lost(answer).await?,
         };
         Ok(look.into_iter().chain([result]).collect())
     }
@@ -126,8 +127,20 @@ impl Shot {
             return Ok(Obstacles::default());
         }
         let shot = self.clone();
-        let search = move || obstacles::find(&shot.target, || shot.fire_now(probe::ONE_PACKET));
+        let search = move || obstacles::find(&shot.target, || shot.fire_traced());
         Ok(spawn_blocking(search).await?)
+    }
+
+    /// On the backend's own port, which UDP's probe leaves alone.
+    fn fire_traced(&self) -> Answer {
+        let (at, stranger) = (self.target.need.target, self.target.need.stranger);
+        match self.target.protocol {
+            Protocol::Tcp => self.fire_now(probe::ONE_PACKET),
+            Protocol::Udp => match forged::exchange(at, stranger, self.mark) {
+                Ok(()) => Answer::None,
+                Err(e) => Answer::Unsent(e),
+            },
+        }
     }
 
     /// Why no answer came.
@@ -146,6 +159,9 @@ impl Shot {
         };
         if let Some(check) = obstacles.check(&self.target, taken.as_deref()) {
             return Ok(check);
+        }
+        if obstacles.is_clear() || matches!(answer, Answer::Came) {
+            return Ok(self.came());
         }
         if let Some(taken) = taken {
             return Ok(Check::wrong("rule-shadowed", true, taken).advice(

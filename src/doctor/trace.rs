@@ -13,7 +13,9 @@ use netlink_packet_netfilter::nftables::{
 use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkPayload};
 use rtnetlink::sys::Socket;
 
-use super::dropped::{Direction, Dropped, FIRST_CHAIN, Journey, address_offset, octets};
+use super::dropped::{
+    Direction, Dropped, FIRST_CHAIN, Journey, LAST_CHAIN, address_offset, octets,
+};
 use crate::routing::{nfnetlink, nft};
 
 /// Before conntrack's defragmentation (-400) and everything else.
@@ -55,7 +57,7 @@ fn mark_for_tracing(name: &str, stranger: IpAddr) -> io::Result<Socket> {
     for (chain, hook, priority) in [
         ("prerouting", InetHookNumber::PreRouting, FIRST),
         (FIRST_CHAIN, InetHookNumber::LocalOut, FIRST),
-        ("input", InetHookNumber::LocalIn, LAST),
+        (LAST_CHAIN, InetHookNumber::LocalIn, LAST),
         ("postrouting", InetHookNumber::PostRouting, LAST),
     ] {
         batch.push((nft::new_chain(name, chain, hook, priority), NLM_F_CREATE));
