@@ -6,7 +6,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::check::Check;
 use super::outside::quote;
-use super::processes::{self, Process};
+use super::processes;
 use crate::config::{Protocol, Settings};
 use crate::networks::Networks;
 use crate::routing::bound::{self, Bound};
@@ -24,9 +24,18 @@ pub fn port(settings: &Settings) -> Check {
         .find(|other| collide(other, listen))
         .and_then(|other| processes::holder(other.inode));
     match holder {
-        Some(process) if is_realpeer(&process) => {
+        Some(process) if processes::is_this_program(process.pid) => {
             Check::ok(ID, format!("{listen} is held by {process}"))
         }
+        Some(process) if process.is("realpeer") => Check::wrong(
+            ID,
+            true,
+            format!(
+                "{listen} is taken by {process}, which calls itself realpeer but runs another program, {}",
+                process.program()
+            ),
+        )
+        .advice("stop that program, or choose another address with -l; if it is a realpeer of yours, run the doctor with the same executable"),
         Some(process) => Check::wrong(ID, true, format!("{listen} is taken by {process}"))
             .advice("stop that program, or choose another address with -l"),
         None => Check::wrong(
@@ -58,12 +67,6 @@ fn is_taken(settings: &Settings) -> bool {
 fn collide(other: &Bound, listen: SocketAddr) -> bool {
     let (a, b) = (other.addr.ip(), listen.ip());
     other.addr.port() == listen.port() && (bound::serves(a, b) || bound::serves(b, a))
-}
-
-fn is_realpeer(process: &Process) -> bool {
-    let same_file = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let own = same_file(std::process::id());
-    process.is("realpeer") || (own.is_some() && own == same_file(process.pid))
 }
 
 /// True if connections to `target`, which is on this host, come back to the listener.

@@ -5,6 +5,7 @@
 //! cause ends the search: what follows from it is no cause of its own.
 
 mod backend;
+mod bans;
 mod check;
 mod diagnosis;
 mod dropped;

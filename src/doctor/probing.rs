@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,6 +15,7 @@ use super::target::Target;
 use crate::config::{Protocol, Routing};
 use crate::routing::keeper::{self, Keeper, Outcome};
 use crate::routing::plan::{Place, Way};
+use crate::routing::stranger;
 
 /// Probes the targets that are still open. Under `-routing auto` the way back is put in first and
 /// taken away afterwards, whatever happens.
@@ -79,6 +81,7 @@ async fn probe_all(
             target: target.clone(),
             mark,
             trace: powers.administrate,
+            others: others(examination, target).await?,
         };
         checks.extend(match (target.protocol, backend) {
             (Protocol::Udp, backend) => shot.udp(backend).await?,
@@ -87,6 +90,17 @@ async fn probe_all(
         });
     }
     Ok(checks)
+}
+
+/// Addresses of the networks that the target's stranger is not from.
+async fn others(examination: &Examination<'_>, target: &Target) -> io::Result<Vec<IpAddr>> {
+    let mut others = Vec::new();
+    for network in stranger::networks(target.need.family()) {
+        if !network.contains(&target.need.stranger) {
+            others.extend(stranger::draw_from(&examination.kernel, network).await?);
+        }
+    }
+    Ok(others)
 }
 
 fn not_put_in(target: &Target, error: &io::Error) -> Check {

@@ -1,6 +1,6 @@
 //! One probe and what its fate means.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -11,7 +11,7 @@ use super::check::{Check, Status};
 use super::dropped::{Direction, Dropped};
 use super::probe::{self, Answer};
 use super::target::Target;
-use super::{remote, trace};
+use super::{bans, remote, trace};
 use crate::config::Protocol;
 use crate::routing::plan::Way;
 
@@ -24,6 +24,8 @@ pub struct Shot {
     pub mark: Option<u32>,
     /// nft may be asked who dropped it.
     pub trace: bool,
+    /// Other addresses to come from, each of another network, where a rule takes the first.
+    pub others: Vec<IpAddr>,
 }
 
 impl Shot {
@@ -62,7 +64,7 @@ impl Shot {
             Answer::Refused(e) => self.down(format!("{at} refuses connections ({e})")),
             answer => {
                 let lost = self.lost(answer).await?;
-                if lost.id != "probe" {
+                if lost.id != "probe" || lost.status == Status::Ok {
                     return Ok(vec![lost]);
                 }
                 match spawn_blocking(move || TcpStream::connect_timeout(&at, probe::PATIENCE))
@@ -124,13 +126,34 @@ impl Shot {
         Ok(traced.unwrap_or(None))
     }
 
-    /// Why no answer came.
-    async fn lost(&self, answer: Answer) -> Result<Check> {
+    /// Why no answer came. A rule that looks at the client's address, as a ban does, tells only of
+    /// that one: then another goes, from another network.
+    async fn lost(&self, mut answer: Answer) -> Result<Check> {
+        let mut shot = self.clone();
+        let mut dropped = shot.trace().await?;
+        for stranger in &self.others {
+            if dropped.as_ref().and_then(Dropped::by_address).is_none() {
+                break;
+            }
+            shot.target.need.stranger = *stranger;
+            answer = shot.fire().await?;
+            if let Answer::Came = answer {
+                return Ok(shot.came());
+            }
+            dropped = shot.trace().await?;
+        }
+        shot.cause(answer, dropped)
+    }
+
+    fn cause(&self, answer: Answer, dropped: Option<Dropped>) -> Result<Check> {
         let at = self.target.need.target;
         if let Answer::Unsent(e) = answer {
             bail!("the probe to {at} cannot be sent: {e}");
         }
-        if let Some(drop) = self.trace().await? {
+        if let Some((drop, by)) = dropped.as_ref().and_then(|d| Some((d, d.by_address()?))) {
+            return Ok(bans::check(&self.target, drop, by));
+        }
+        if let Some(drop) = dropped {
             let (id, what) = match drop.direction {
                 Direction::Request => ("firewall-input", "what clients send to"),
                 Direction::Reply => ("firewall-output", "the replies of"),

@@ -25,13 +25,13 @@ pub fn watch(stranger: IpAddr, probe: impl FnOnce()) -> io::Result<Option<Droppe
     let _owner = mark_for_tracing(stranger)?;
     let listener = nfnetlink::listen_to_traces()?;
     probe();
-    let mut directions = HashMap::new();
+    let mut packets = HashMap::new();
     while let Some(messages) = nfnetlink::waiting(&listener)? {
         for message in messages {
             let NetlinkPayload::InnerMessage(message) = message.payload else {
                 continue;
             };
-            if let Some(drop) = dropped::read(&message, stranger, &mut directions) {
+            if let Some(drop) = dropped::read(&message, stranger, &mut packets) {
                 return Ok(Some(drop));
             }
         }

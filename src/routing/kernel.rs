@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Error, Handle, IpVersion};
 
@@ -64,6 +64,34 @@ impl Kernel {
             Some(answer) => (Place::Behind, answer.interface),
             None => (Place::Behind, None),
         })
+    }
+
+    /// True if nothing that this host knows of holds the address: not itself, and no network but
+    /// those that lead to the internet at large. Routes such as a VPN's 0.0.0.0/1 and a provider's
+    /// 2000::/3 name no network of somebody's; one that throws packets away is about its network.
+    pub async fn is_nobodys(&self, ip: IpAddr) -> io::Result<bool> {
+        const AT_LARGE: u8 = 7;
+        let mut question = Question {
+            family: Family::of(ip),
+            from: None,
+            to: ip,
+            mark: None,
+            arrives_on: None,
+            udp_source_port: None,
+        }
+        .message();
+        question.header.flags |= RouteFlags::FibMatch;
+        match collect(self.0.route().get(question).execute()).await {
+            Ok(routes) => Ok(routes.first().is_none_or(|route| {
+                route.header.kind == RouteType::Unicast
+                    && route.header.destination_prefix_length <= AT_LARGE
+            })),
+            Err(e) if is_no_route(&e) => Ok(!matches!(
+                e.raw_os_error(),
+                Some(libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
+            )),
+            Err(e) => Err(e),
+        }
     }
 
     /// True if the interface is a bridge, such as containers are attached to.

@@ -24,6 +24,7 @@ pub(crate) mod nft;
 pub(crate) mod owner;
 pub(crate) mod plan;
 mod show;
+pub(crate) mod stranger;
 pub(crate) mod survey;
 mod switch;
 mod watch;

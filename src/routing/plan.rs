@@ -242,7 +242,7 @@ mod tests {
             way: Way::Socket,
             mark: Some(5),
             wildcard: false,
-            stranger: Family::V4.strangers()[0],
+            stranger: [198, 18, 0, 1].into(),
         };
         let rule = Step::Rule(Rule {
             family: Family::V4,

@@ -1,6 +1,6 @@
 //! From the settings and the state of this host to what its targets need.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 
@@ -8,6 +8,7 @@ use super::bound;
 use super::family::Family;
 use super::kernel::Kernel;
 use super::plan::{self, Need, Place, Way};
+use super::stranger;
 use crate::config::{Protocol, RoutingMode, Settings};
 
 /// What the targets of `settings` need, IPv4 first.
@@ -22,7 +23,9 @@ pub async fn needs(kernel: &Kernel, settings: &Settings) -> Result<Vec<Need>> {
         needs.push(need(kernel, settings, target, given).await?);
     }
     if settings.dynamic_destination && settings.protocol == Protocol::Tcp {
-        needs.extend(anywhere(settings));
+        for family in Family::BOTH {
+            needs.push(anywhere(kernel, settings, family).await?);
+        }
     }
     Ok(needs)
 }
@@ -53,30 +56,24 @@ async fn need(
         way,
         mark: settings.mark,
         wildcard: wildcard && way == Way::UdpPort,
-        stranger: stranger(Family::of(target.ip())),
+        stranger: stranger::draw(kernel, Family::of(target.ip())).await?,
     })
 }
 
 /// With `-dynamic-destination` the header may name any address of this host.
-fn anywhere(settings: &Settings) -> impl Iterator<Item = Need> {
-    let nobody: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    nobody.into_iter().map(|ip| Need {
+async fn anywhere(kernel: &Kernel, settings: &Settings, family: Family) -> Result<Need> {
+    let ip: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    Ok(Need {
         target: SocketAddr::new(ip, 0),
         given: false,
         way: Way::Mark,
         mark: settings.mark,
         wildcard: true,
-        stranger: stranger(Family::of(ip)),
+        stranger: stranger::draw(kernel, family).await?,
     })
-}
-
-/// Only an address of this host can be bound.
-fn stranger(family: Family) -> IpAddr {
-    let candidates = family.strangers();
-    let foreign = candidates
-        .iter()
-        .find(|ip| UdpSocket::bind((**ip, 0)).is_err());
-    *foreign.unwrap_or(&candidates[0])
 }
 
 fn by_hand(mode: RoutingMode) -> Option<Way> {

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod ctl;
 pub mod datagrams;
+pub mod diagnosis;
 pub mod fail2ban;
 pub mod header;
 pub mod host;
@@ -21,6 +22,7 @@ pub mod vitals;
 
 pub use backend::Backend;
 pub use ctl::Ctl;
+pub use diagnosis::Diagnosis;
 pub use host::Host;
 pub use journal::Journal;
 pub use program::Program;
