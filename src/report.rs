@@ -1,6 +1,7 @@
 //! How often the same trouble is logged: a stranger must not be able to fill the log.
 
-use std::sync::Mutex;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::config::{Protocol, Verbosity};
@@ -18,6 +19,22 @@ pub struct Reporter {
 struct Said {
     last: Option<Instant>,
     held_back: u64,
+    refused: Option<Refused>,
+}
+
+/// The last trouble of a kind, and how many came in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Whose connection it was; `None` for the listener's own trouble.
+    pub peer: Option<IpAddr>,
+    /// When it was.
+    pub at: Instant,
+    /// How many clients had been served by then.
+    pub served: u64,
+    /// How many of the kind came without any client served in between.
+    pub in_a_row: u64,
+    /// How many of these came from `peer`, without another's in between.
+    pub of_peer: u64,
 }
 
 impl Reporter {
@@ -42,6 +59,33 @@ impl Reporter {
         self.due_at(kind, Instant::now())
     }
 
+    /// Notes a trouble for who asks later; `served` clients have been served so far.
+    pub fn note(&self, kind: Count, peer: Option<IpAddr>, served: u64) {
+        let mut said = self.said(kind);
+        let before = said.refused.filter(|before| before.served == served);
+        said.refused = Some(Refused {
+            peer,
+            at: Instant::now(),
+            served,
+            in_a_row: 1 + before.map_or(0, |before| before.in_a_row),
+            of_peer: 1 + before
+                .filter(|before| before.peer == peer)
+                .map_or(0, |before| before.of_peer),
+        });
+    }
+
+    /// The last trouble of a kind.
+    pub fn refused(&self, kind: Count) -> Option<Refused> {
+        self.said(kind).refused
+    }
+
+    fn said(&self, kind: Count) -> MutexGuard<'_, Said> {
+        match self.said[kind as usize].lock() {
+            Ok(said) => said,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
     fn due_at(&self, kind: Count, now: Instant) -> Option<u64> {
         let pause = match (kind, self.verbosity) {
             (Count::Silent, Verbosity::Quiet | Verbosity::Errors) => return None,
@@ -57,10 +101,7 @@ impl Reporter {
             (Count::TooManyConnections, Verbosity::Quiet) => Duration::from_secs(1),
             (_, Verbosity::Quiet) => Duration::from_secs(60),
         };
-        let mut said = match self.said[kind as usize].lock() {
-            Ok(said) => said,
-            Err(poisoned) => poisoned.into_inner(),
-        };
+        let mut said = self.said(kind);
         if said
             .last
             .is_some_and(|last| now.duration_since(last) < pause)
@@ -98,6 +139,22 @@ mod tests {
         assert_eq!(reporter.due_at(Count::TooManyConnections, now), Some(0));
         assert_eq!(reporter.due_at(Count::TooManyConnections, now), None);
         assert_eq!(reporter.due_at(Count::Silent, now), None);
+    }
+
+    #[test]
+    fn refusals_in_a_row_are_counted() {
+        let reporter = Reporter::new(Verbosity::Quiet, Protocol::Tcp);
+        let [a, b] = [[192, 0, 2, 5], [192, 0, 2, 6]].map(|ip| Some(IpAddr::from(ip)));
+        let note = |peer, served| {
+            reporter.note(Count::HeaderBad, peer, served);
+            let refused = reporter.refused(Count::HeaderBad).unwrap();
+            (refused.in_a_row, refused.of_peer)
+        };
+        assert_eq!(
+            [note(a, 0), note(a, 0), note(b, 0), note(b, 7), note(b, 7)],
+            [(1, 1), (2, 2), (3, 1), (1, 1), (2, 2)]
+        );
+        assert_eq!(reporter.refused(Count::Silent), None);
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::protocol::{End, Line, Network, Request};
+use super::protocol::{End, Line, Network, Request, Status};
 use super::{table, usual_path};
 use crate::cli::{CtlAction, CtlFlags};
+use crate::config::{Control, Settings};
 
 /// How long the proxy may take for a line of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -73,6 +74,16 @@ pub fn run(flags: &CtlFlags) -> Result<(), Failure> {
         eprintln!("realpeer: {warning}");
     }
     Ok(())
+}
+
+/// What the proxy of these settings says of itself; `None` if none answers.
+pub fn status(settings: &Settings) -> Option<Status> {
+    let path = match &settings.control {
+        Control::Off => return None,
+        Control::Usual => usual_path(settings.name.as_deref()),
+        Control::At(path) => path.clone(),
+    };
+    ask(&path, &Request::Status {}).ok()?.1.status
 }
 
 fn request(flags: &CtlFlags) -> Request {

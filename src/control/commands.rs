@@ -1,12 +1,13 @@
 //! Carries out what comes over the control socket.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::protocol::{Connection, End, Line, Network, Request, Status};
+use super::protocol::{Connection, End, LastRefused, Line, Network, Request, Status};
 use crate::bans::{self, Ban};
 use crate::config::Protocol;
 use crate::proxy::Proxy;
@@ -71,9 +72,26 @@ impl Office {
                 open: self.proxy.open(),
                 bans: self.proxy.admission.bans.list().len(),
                 counts: counts.collect(),
+                refused: self.refused(),
             }),
             ..End::ok()
         }
+    }
+
+    fn refused(&self) -> BTreeMap<String, LastRefused> {
+        let served = self.proxy.count(Count::Served);
+        let kinds = Count::ALL.iter().filter_map(|kind| {
+            let last = self.proxy.reporter.refused(*kind)?;
+            let told = LastRefused {
+                peer: last.peer,
+                ago: last.at.elapsed().as_secs(),
+                in_a_row: last.in_a_row,
+                of_peer: last.of_peer,
+                served_since: last.served != served,
+            };
+            Some((kind.name().to_owned(), told))
+        });
+        kinds.collect()
     }
 
     fn connections(&self) -> Vec<Line> {

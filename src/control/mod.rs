@@ -12,8 +12,10 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use client::status;
 pub use client::{Failure, run};
 pub use commands::Office;
+pub(crate) use protocol::{LastRefused, Status};
 pub use server::serve;
 pub use socket::{Bound, bind};
 

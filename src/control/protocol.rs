@@ -2,7 +2,7 @@
 //! answer it, of which the last has the field `ok`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,26 @@ pub struct Status {
     pub bans: usize,
     /// What happened since the start, as the log names it.
     pub counts: BTreeMap<String, u64>,
+    /// The last refusal of each kind that there was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, LastRefused>,
+}
+
+/// The last refusal of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastRefused {
+    /// Whose connection it was; missing for the listener's own trouble.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<IpAddr>,
+    /// Seconds since then.
+    pub ago: u64,
+    /// How many of the kind came without any client served in between.
+    pub in_a_row: u64,
+    /// How many of these came from `peer`, without another's in between.
+    pub of_peer: u64,
+    /// A client has been served since.
+    pub served_since: bool,
 }
 
 /// An open connection.

@@ -70,6 +70,27 @@ impl Check {
         self
     }
 
+    /// True if a rule of the firewall is to blame.
+    pub fn is_of_firewall(&self) -> bool {
+        matches!(
+            self.id,
+            "firewall-input" | "firewall-output" | "mark-changed"
+        )
+    }
+
+    /// Appends the command of `other` to this one's, so that one paste does both.
+    pub fn take_over(&mut self, other: &mut Check) {
+        if self.run.is_empty() || other.run.is_empty() {
+            return;
+        }
+        self.run += " && ";
+        self.run += &std::mem::take(&mut other.run);
+        other.advice = format!(
+            "the command of {} above mends this too; {}",
+            self.id, other.advice
+        );
+    }
+
     /// What was found.
     pub fn found(&self) -> &str {
         &self.found

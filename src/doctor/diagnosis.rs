@@ -142,6 +142,23 @@ pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
     })
 }
 
+/// A policy rule takes the replies with the mark that they really carry.
+pub fn taken(target: &Target, mark: u32, rule: &RuleMessage, effect: &str) -> Check {
+    let at = target.need.target;
+    let mark = match mark {
+        0 => "no mark".to_owned(),
+        mark => format!("the mark {mark:#x}"),
+    };
+    let found = format!(
+        "the replies of {at} carry {mark}, and the rule \"{}\" takes them ({effect})",
+        words::rule(rule)
+    );
+    Check::wrong("rule-shadowed", true, found).advice(format!(
+        "let the rule that brings the replies back (ip rule) stand before priority {}, or keep that mark from them",
+        rules::priority(rule)
+    ))
+}
+
 /// The answer about a way that nobody has put in, and the proxy will not either: it was told not
 /// to, or it lacks the capability.
 pub fn missing(target: &Target, other_family_is_fine: bool, told_not_to: bool) -> Check {

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use rtnetlink::packet_core::{DefaultNla, Nla, NlasIterator};
 
 /// Which way the dropped packet was going.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the stranger to the backend.
     Request,
@@ -17,11 +17,13 @@ pub enum Direction {
     Reply,
 }
 
-/// A rule, or a chain's policy, that dropped the probe.
-#[derive(Clone, Debug)]
+/// A rule, or a chain's policy, that dropped the probe or changed its mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
     /// What it dropped.
     pub direction: Direction,
+    /// Where the packet was.
+    pub spot: Spot,
     /// The nft family of its table: ip, ip6, inet.
     pub family: &'static str,
     /// Its table.
@@ -30,26 +32,28 @@ pub struct Dropped {
     pub chain: String,
     /// Its handle; `None` for the chain's policy.
     pub handle: Option<u64>,
+    /// The rule that ended the chain by `return` and so left the packet to the policy.
+    pub returned: Option<u64>,
     /// The rules that led to its chain.
-    pub jumps: Vec<Place>,
+    jumps: Vec<Jump>,
 }
 
-/// A rule's place.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// Its table.
-    pub table: String,
-    /// Its chain.
-    pub chain: String,
-    /// Its handle.
-    pub handle: u64,
+/// A rule that sends packets to another chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Jump {
+    chain: String,
+    handle: u64,
 }
 
-/// A traced packet, as far as it came.
-#[derive(Debug)]
-pub struct Packet {
-    direction: Direction,
-    jumps: Vec<Place>,
+/// Where a packet is on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// The chain at the hook.
+    pub base: String,
+    /// It is arriving, not leaving.
+    pub arriving: bool,
+    /// By this interface.
+    pub interface: u32,
 }
 
 impl Dropped {
@@ -63,57 +67,33 @@ impl Dropped {
         }
     }
 
-    /// A command that lets the traffic of the target's port pass.
-    pub fn fix(&self, protocol: &str, port: u16) -> String {
-        let which = match self.direction {
-            Direction::Request => "dport",
-            Direction::Reply => "sport",
-        };
-        let (family, table, chain) = (self.family, &self.table, &self.chain);
-        let accept = format!("{protocol} {which} {port} accept");
-        match self.handle {
-            Some(handle) => {
-                format!("nft insert rule {family} {table} {chain} position {handle} {accept}")
-            }
-            None => format!("nft add rule {family} {table} {chain} {accept}"),
+    /// What it is in the way of.
+    pub fn what(&self) -> &'static str {
+        match self.direction {
+            Direction::Request => "what clients send to",
+            Direction::Reply => "the replies of",
         }
     }
 
-    /// Whether the rule, or one that led to it, looks at the client's address: then it says nothing
-    /// about other clients.
+    /// How the rule, or one that led to it, looks at the client's address; `None` if none does. If
+    /// one does, it says nothing about other clients.
     pub fn by_address(&self) -> Option<ByAddress> {
-        let own = self.handle.map(|handle| Place {
-            table: self.table.clone(),
-            chain: self.chain.clone(),
-            handle,
-        });
-        let places = self.jumps.iter().chain(&own);
-        let texts = places.filter_map(|place| self.text_of(place));
-        texts
-            .filter_map(|text| by_address(&text, self.direction))
-            .next()
+        let jumps = self
+            .jumps
+            .iter()
+            .filter_map(|jump| self.text_of(&jump.chain, jump.handle));
+        let mut rules = jumps.chain(self.text());
+        rules.find_map(|rule| by_address(&rule, self.direction))
     }
 
-    /// The dropping rule in words; `None` for a policy.
     fn text(&self) -> Option<String> {
-        self.text_of(&Place {
-            table: self.table.clone(),
-            chain: self.chain.clone(),
-            handle: self.handle?,
-        })
+        self.text_of(&self.chain, self.handle?)
     }
 
     /// Asks the `nft` program, which alone can put every rule into words.
-    fn text_of(&self, place: &Place) -> Option<String> {
-        let handle = format!("# handle {}", place.handle);
-        let words = [
-            "-a",
-            "list",
-            "chain",
-            self.family,
-            &place.table,
-            &place.chain,
-        ];
+    fn text_of(&self, chain: &str, handle: u64) -> Option<String> {
+        let handle = format!("# handle {handle}");
+        let words = ["-a", "list", "chain", self.family, &self.table, chain];
         let listing = ["nft", "/usr/sbin/nft"]
             .iter()
             .find_map(|nft| Command::new(nft).args(words).output().ok())?;
@@ -154,77 +134,159 @@ fn by_address(rule: &str, direction: Direction) -> Option<ByAddress> {
     }
 }
 
-/// Reads one trace message; `packets` remembers which packet went which way and by which jumps,
-/// because only the first message of a chain shows the packet.
-pub fn read(
-    message: &NetfilterMessage,
+/// What the traces of a probe tell.
+#[derive(Debug)]
+pub struct Journey {
     stranger: IpAddr,
-    packets: &mut HashMap<u32, Packet>,
-) -> Option<Dropped> {
-    // linux/netfilter/nf_tables.h: enum nft_trace_attributes, enum nft_trace_types
-    const TABLE: u16 = 1;
-    const CHAIN: u16 = 2;
-    const HANDLE: u16 = 3;
-    const KIND: u16 = 4;
-    const VERDICT: u16 = 5;
-    const ID: u16 = 6;
-    const NETWORK_HEADER: u16 = 8;
-    const POLICY: u16 = 16;
-    const KIND_POLICY: u32 = 1;
-    const KIND_RETURN: u32 = 2;
-    // linux/netfilter/nf_tables.h: enum nft_verdicts
-    const NFT_JUMP: i32 = -3;
-    const NFT_GOTO: i32 = -4;
-    let NetfilterMessageInner::NfTables(NfTablesMessage::Trace(attributes)) = &message.inner else {
-        return None;
-    };
-    let id = number(attributes, ID)?;
-    if let Some(header) = value(attributes, NETWORK_HEADER) {
-        for direction in [Direction::Request, Direction::Reply] {
-            let start = address_offset(stranger, direction);
-            let address = octets(stranger);
-            if header.get(start..start + address.len()) == Some(&address[..]) {
-                packets.entry(id).or_insert(Packet {
-                    direction,
-                    jumps: Vec::new(),
-                });
-            }
+    /// Rules of this table are the doctor's own.
+    own_table: String,
+    packets: HashMap<u32, Packet>,
+    marks: HashMap<Direction, u32>,
+    /// Rules after which a packet's mark was another.
+    pub markers: Vec<Dropped>,
+}
+
+/// A packet in a chain at a hook.
+#[derive(Debug)]
+struct Packet {
+    direction: Direction,
+    spot: Spot,
+    returned: Option<u64>,
+    jumps: Vec<Jump>,
+}
+
+impl Journey {
+    /// One that has not begun.
+    pub fn new(stranger: IpAddr, own_table: String) -> Journey {
+        Journey {
+            stranger,
+            own_table,
+            packets: HashMap::new(),
+            marks: HashMap::new(),
+            markers: Vec::new(),
         }
     }
-    let packet = packets.get_mut(&id)?;
-    let handle = value(attributes, HANDLE)
-        .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
-    let (table, chain) = (text(attributes, TABLE)?, text(attributes, CHAIN)?);
-    let kind = number(attributes, KIND)?;
-    let verdict = match kind {
-        KIND_POLICY => number(attributes, POLICY),
-        _ => value(attributes, VERDICT).and_then(|nested| verdict_code(&nested)),
-    };
-    match (verdict? as i32, handle) {
-        (libc::NF_DROP, _) => {}
-        (NFT_JUMP | NFT_GOTO, Some(handle)) => {
-            packet.jumps.push(Place {
-                table,
-                chain,
+
+    /// The mark that the reply had when it was last seen; `None` if there was no reply.
+    pub fn reply_mark(&self) -> Option<u32> {
+        self.marks.get(&Direction::Reply).copied()
+    }
+
+    /// Reads one trace message, and returns what dropped the packet.
+    pub fn read(&mut self, message: &NetfilterMessage) -> Option<Dropped> {
+        // linux/netfilter/nf_tables.h: enum nft_trace_attributes, enum nft_trace_types
+        const TABLE: u16 = 1;
+        const CHAIN: u16 = 2;
+        const HANDLE: u16 = 3;
+        const KIND: u16 = 4;
+        const VERDICT: u16 = 5;
+        const ID: u16 = 6;
+        const MARK: u16 = 14;
+        const POLICY: u16 = 16;
+        const KIND_POLICY: u32 = 1;
+        // linux/netfilter/nf_tables.h: enum nft_verdicts
+        const JUMP: i32 = -3;
+        const GOTO: i32 = -4;
+        const RETURN: i32 = -5;
+        let NetfilterMessageInner::NfTables(NfTablesMessage::Trace(attributes)) = &message.inner
+        else {
+            return None;
+        };
+        let chain = text(attributes, CHAIN)?;
+        let id = number(attributes, ID)?;
+        self.meet(id, &chain, attributes);
+        let packet = self.packets.get_mut(&id)?;
+        let by_policy = number(attributes, KIND)? == KIND_POLICY;
+        // Back in the chain: the end of the one that was jumped to is not told.
+        if let Some(at) = packet.jumps.iter().position(|jump| jump.chain == chain) {
+            packet.jumps.truncate(at);
+        }
+        let handle = match by_policy {
+            true => None,
+            false => value(attributes, HANDLE)
+                .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?))),
+        };
+        let verdict = match by_policy {
+            true => number(attributes, POLICY),
+            false => value(attributes, VERDICT).and_then(|nested| verdict_code(&nested)),
+        };
+        let verdict = verdict? as i32;
+        if verdict == RETURN && packet.spot.base == chain {
+            packet.returned = handle;
+        }
+        let place = Dropped {
+            direction: packet.direction,
+            spot: packet.spot.clone(),
+            family: family_name(message.header.family.into()),
+            table: text(attributes, TABLE)?,
+            chain,
+            handle,
+            returned: packet.returned.filter(|_| by_policy),
+            jumps: packet.jumps.clone(),
+        };
+        if let (JUMP | GOTO, Some(handle)) = (verdict, handle) {
+            packet.jumps.push(Jump {
+                chain: place.chain.clone(),
                 handle,
             });
-            return None;
         }
-        _ => {
-            if kind == KIND_RETURN {
-                packet.jumps.pop();
+        self.note_mark(&place, number(attributes, MARK).unwrap_or(0));
+        (verdict == libc::NF_DROP).then_some(place)
+    }
+
+    /// Only the first message of a chain at a hook shows the packet.
+    fn meet(&mut self, id: u32, chain: &str, attributes: &[DefaultNla]) {
+        const NETWORK_HEADER: u16 = 8;
+        const IN: u16 = 10;
+        const OUT: u16 = 12;
+        const TRANSPORT_HEADER: u16 = 9;
+        let Some(header) = value(attributes, NETWORK_HEADER) else {
+            return;
+        };
+        let transport = value(attributes, TRANSPORT_HEADER).unwrap_or_default();
+        if self.is_by_a_firewall(&header, &transport) {
+            return;
+        }
+        let (into, out) = (number(attributes, IN), number(attributes, OUT));
+        for direction in [Direction::Request, Direction::Reply] {
+            let start = address_offset(self.stranger, direction);
+            let address = octets(self.stranger);
+            if header.get(start..start + address.len()) == Some(&address[..]) {
+                let packet = Packet {
+                    direction,
+                    spot: Spot {
+                        base: chain.to_owned(),
+                        arriving: out.is_none(),
+                        interface: out.or(into).unwrap_or(1),
+                    },
+                    returned: None,
+                    jumps: Vec::new(),
+                };
+                self.packets.insert(id, packet);
             }
-            return None;
         }
     }
-    Some(Dropped {
-        direction: packet.direction,
-        family: family_name(message.header.family.into()),
-        table,
-        chain,
-        handle,
-        jumps: packet.jumps.clone(),
-    })
+
+    /// An ICMP error or a reset is how a firewall rejects what really was on its way.
+    fn is_by_a_firewall(&self, header: &[u8], transport: &[u8]) -> bool {
+        const TCP_FLAGS: usize = 13;
+        const RST: u8 = 4;
+        let protocol_offset = if self.stranger.is_ipv4() { 9 } else { 6 };
+        match header.get(protocol_offset).copied().map(i32::from) {
+            Some(libc::IPPROTO_TCP) => transport.get(TCP_FLAGS).is_some_and(|f| f & RST != 0),
+            Some(libc::IPPROTO_UDP) => false,
+            _ => true,
+        }
+    }
+
+    fn note_mark(&mut self, place: &Dropped, mark: u32) {
+        let before = self.marks.insert(place.direction, mark);
+        // In the doctor's own chains, and when it is first met, the mark is just read.
+        let changed = before.is_some_and(|before| before != mark);
+        if changed && place.table != self.own_table && place.handle.is_some() {
+            self.markers.push(place.clone());
+        }
+    }
 }
 
 fn verdict_code(nested: &[u8]) -> Option<u32> {
@@ -294,31 +356,25 @@ mod tests {
     #[test]
     fn rules_that_look_at_the_clients_address_are_known() {
         use {ByAddress::*, Direction::*};
+        let counter = "counter packets 1 bytes 60";
         for (rule, direction, expected) in [
             ("ip saddr @banned drop", Request, Some(Named)),
+            ("ip6 saddr { 2001:db8::1 } reject", Request, Some(Named)),
             (
-                "ip6 saddr { 2001:db8::1, 2001:db8::2 } reject",
+                "tcp dport 22 ip saddr 203.0.113.9 drop",
                 Request,
                 Some(Named),
             ),
-            (
-                "tcp dport 22 ip saddr 203.0.113.9 counter packets 1 bytes 60 drop",
-                Request,
-                Some(Named),
-            ),
-            (
-                "meta l4proto tcp xt match \"set\" counter packets 0 bytes 0 drop",
-                Request,
-                Some(Named),
-            ),
+            ("tcp dport 22 xt match \"set\" drop", Request, Some(Named)),
             ("ip saddr != 10.0.0.0/8 drop", Request, Some(Others)),
             ("ip daddr @banned drop", Reply, Some(Named)),
             ("ip daddr 127.0.0.1 tcp dport 22 drop", Request, None),
             ("fib saddr . iif oif missing drop", Request, None),
-            ("tcp dport 22 drop", Request, None),
             ("tcp dport 22 drop comment \"not saddr\"", Request, None),
         ] {
             assert_eq!(by_address(rule, direction), expected, "{rule}");
+            let counted = rule.replace("drop", &format!("{counter} drop"));
+            assert_eq!(by_address(&counted, direction), expected, "{counted}");
         }
     }
 }

@@ -6,6 +6,7 @@ use super::backend::{self, Backend};
 use super::check::{Check, Status};
 use super::diagnosis::{self, Diagnosis};
 use super::host::{self, Powers};
+use super::running::{self, Running};
 use super::target::Target;
 use super::{Options, listener, policy, remote, words};
 use crate::config::{Routing, Settings};
@@ -29,6 +30,8 @@ pub struct Examination<'a> {
     pub targets: Vec<(Target, Diagnosis)>,
     /// The proxy is starting: nothing is said that only a probe could prove.
     at_start: bool,
+    /// The proxy that runs already.
+    pub running: Option<Running>,
     /// What of somebody else's is in the table of `routing up`.
     switch_table: Option<Foreigner>,
 }
@@ -67,6 +70,7 @@ impl<'a> Examination<'a> {
             powers,
             targets,
             at_start,
+            running: (!at_start).then(|| running::find(settings)).flatten(),
             switch_table,
         })
     }
@@ -76,7 +80,11 @@ impl<'a> Examination<'a> {
         let settings = self.settings;
         let mut checks = vec![host::capabilities(self.powers), listener::port(settings)];
         checks.extend(host::ipv6(settings));
-        checks.extend(host::open_files(settings));
+        checks.extend(match &self.running {
+            Some(running) => running.nofile(settings),
+            None => host::open_files(settings),
+        });
+        checks.extend(listener::unset_target(settings));
         checks.extend(listener::peer(settings, self.options.from));
         checks
     }

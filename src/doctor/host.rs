@@ -71,17 +71,26 @@ pub fn open_files(settings: &Settings) -> Option<Check> {
             format!("{limit} open files carry {asked} connections"),
         ));
     }
+    too_low(
+        settings,
+        limit,
+        &format!("a limit of {limit} open files carries"),
+    )
+}
+
+/// `nofile-too-low`, failed; `found` is the sentence up to the number of connections.
+pub fn too_low(settings: &Settings, limit: usize, found: &str) -> Option<Check> {
+    let asked = settings.max_connections?;
+    let carried = limits::carried(settings, limit);
     let mut needed = limit;
     while limits::carried(settings, needed) < asked {
         needed += 2 * (asked - limits::carried(settings, needed));
     }
-    Some(Check::wrong(
-        ID,
-        true,
-        format!(
-            "a limit of {limit} open files carries {carried} connections, not the {asked} of -max-connections"
-        ),
-    ).advice(format!("LimitNOFILE={needed} in the unit, or `ulimit -Hn {needed}` as root before the start")))
+    let found = format!("{found} {carried} connections, not the {asked} of -max-connections");
+    let advice = format!(
+        "LimitNOFILE={needed} in the unit, or `ulimit -Hn {needed}` as root before the start"
+    );
+    Some(Check::wrong("nofile-too-low", true, found).advice(advice))
 }
 
 /// True if IPv6 is switched off, or was never there.

@@ -109,3 +109,17 @@ pub fn peer(settings: &Settings, from: Option<IpAddr>) -> Option<Check> {
         .advice("then restart realpeer, if it runs")
     })
 }
+
+/// `target-default`: the flag that was left out, if the other was given.
+pub fn unset_target(settings: &Settings) -> Option<Check> {
+    let targets = &settings.targets;
+    let (flag, family, default) = match (targets.v4_given, targets.v6_given) {
+        (true, false) => ("-6", "IPv6", targets.v6.to_string()),
+        (false, true) => ("-4", "IPv4", targets.v4.to_string()),
+        _ => return None,
+    };
+    Some(Check::ok(
+        "target-default",
+        format!("{flag} was not given: {family} clients go to its default, {default}"),
+    ))
+}

@@ -13,13 +13,16 @@ mod examination;
 mod host;
 mod listener;
 mod loopback;
+mod obstacles;
 mod outside;
+mod pass;
 mod policy;
 mod probe;
 mod probing;
 mod processes;
 mod remote;
 mod rules;
+mod running;
 mod shot;
 mod target;
 mod trace;
@@ -118,6 +121,9 @@ pub async fn examine(settings: &Settings, options: &Options) -> Result<Vec<Check
         }
     }
     checks.extend(loopback::check());
+    if let Some(running) = &examination.running {
+        checks.extend(running.checks(settings));
+    }
     checks.extend(probing::probe(&examination, open).await?);
     Ok(checks)
 }

@@ -5,7 +5,8 @@ use std::io;
 
 use rtnetlink::packet_route::rule::RuleMessage;
 
-use super::diagnosis::Diagnosis;
+use super::check::Check;
+use super::diagnosis::{self, Diagnosis};
 use super::rules::{self, Effect, Packet};
 use super::target::Target;
 use super::words;
@@ -125,6 +126,33 @@ async fn bad(kernel: &Kernel, target: &Target, rules: &[RuleMessage]) -> io::Res
         }
     }
     Ok(Diagnosis::EmptyTable(rule))
+}
+
+/// The rule that takes a reply of `target` which was seen with `mark`; none if it comes back all
+/// the same.
+pub async fn astray(kernel: &Kernel, target: &Target, mark: u32) -> io::Result<Option<Check>> {
+    let need = &target.need;
+    let question = Question {
+        mark: Some(mark),
+        ..need.reply(SWITCH_TABLE, target.interface)
+    };
+    let answer = kernel.ask(&question).await?;
+    if answer.as_ref().is_some_and(|answer| answer.local) {
+        return Ok(None);
+    }
+    let packet = Packet {
+        mark,
+        ..packet(target)
+    };
+    for rule in kernel.rules(need.family()).await? {
+        let routes = kernel.routes(need.family(), rule_table(&rule)).await?;
+        if rules::takes(&rule, &packet)
+            && let Effect::Away(effect) = rules::effect(&rule, &routes, &packet)
+        {
+            return Ok(Some(diagnosis::taken(target, mark, &rule, &effect)));
+        }
+    }
+    Ok(None)
 }
 
 /// True if the rule was made for the way of this target.

@@ -78,6 +78,7 @@ async fn probe_all(
             _ => target.need.mark,
         };
         let shot = Shot {
+            kernel: examination.kernel.clone(),
             target: target.clone(),
             mark,
             trace: powers.administrate,
@@ -89,7 +90,16 @@ async fn probe_all(
             (Protocol::Tcp, None) => shot.tcp_remote().await?,
         });
     }
+    mend_at_once(&mut checks);
     Ok(checks)
+}
+
+/// One paste for the firewall of both families: the first check's command does it all.
+fn mend_at_once(checks: &mut [Check]) {
+    let mut firewall = checks.iter_mut().filter(|check| check.is_of_firewall());
+    if let Some(first) = firewall.next() {
+        firewall.for_each(|other| first.take_over(other));
+    }
 }
 
 /// Addresses of the networks that the target's stranger is not from.

@@ -7,17 +7,22 @@ use anyhow::{Result, bail};
 use tokio::task::spawn_blocking;
 
 use super::backend::{self, Backend};
+use super::bans;
 use super::check::{Check, Status};
-use super::dropped::{Direction, Dropped};
+use super::obstacles::{self, Obstacles};
+use super::policy;
 use super::probe::{self, Answer};
+use super::remote;
 use super::target::Target;
-use super::{bans, remote, trace};
 use crate::config::Protocol;
+use crate::routing::kernel::Kernel;
 use crate::routing::plan::Way;
 
 /// A probe of one target.
 #[derive(Clone)]
 pub struct Shot {
+    /// The way to the kernel.
+    pub kernel: Kernel,
     /// Whom it is fired at.
     pub target: Target,
     /// SO_MARK.
@@ -113,26 +118,22 @@ impl Shot {
     }
 
     /// Fires again under nft's eyes.
-    async fn trace(&self) -> Result<Option<Dropped>> {
+    async fn obstacles(&self) -> Result<Obstacles> {
         if !self.trace {
-            return Ok(None);
+            return Ok(Obstacles::default());
         }
         let shot = self.clone();
-        let stranger = self.target.need.stranger;
-        let traced =
-            spawn_blocking(move || trace::watch(stranger, || _ = shot.fire_now(probe::ONE_PACKET)))
-                .await?;
-        // A kernel without nftables has no rules of nftables.
-        Ok(traced.unwrap_or(None))
+        let search = move || obstacles::find(&shot.target, || shot.fire_now(probe::ONE_PACKET));
+        Ok(spawn_blocking(search).await?)
     }
 
     /// Why no answer came. A rule that looks at the client's address, as a ban does, tells only of
     /// that one: then another goes, from another network.
     async fn lost(&self, mut answer: Answer) -> Result<Check> {
         let mut shot = self.clone();
-        let mut dropped = shot.trace().await?;
+        let mut obstacles = shot.obstacles().await?;
         for stranger in &self.others {
-            if dropped.as_ref().and_then(Dropped::by_address).is_none() {
+            if obstacles.by_address.is_none() {
                 break;
             }
             shot.target.need.stranger = *stranger;
@@ -140,27 +141,25 @@ impl Shot {
             if let Answer::Came = answer {
                 return Ok(shot.came());
             }
-            dropped = shot.trace().await?;
+            obstacles = shot.obstacles().await?;
         }
-        shot.cause(answer, dropped)
+        shot.cause(answer, &obstacles).await
     }
 
-    fn cause(&self, answer: Answer, dropped: Option<Dropped>) -> Result<Check> {
+    async fn cause(&self, answer: Answer, obstacles: &Obstacles) -> Result<Check> {
         let at = self.target.need.target;
         if let Answer::Unsent(e) = answer {
             bail!("the probe to {at} cannot be sent: {e}");
         }
-        if let Some((drop, by)) = dropped.as_ref().and_then(|d| Some((d, d.by_address()?))) {
-            return Ok(bans::check(&self.target, drop, by));
+        if let (Some((drop, by)), []) = (&obstacles.by_address, &obstacles.drops[..]) {
+            return Ok(bans::check(&self.target, drop, *by));
         }
-        if let Some(drop) = dropped {
-            let (id, what) = match drop.direction {
-                Direction::Request => ("firewall-input", "what clients send to"),
-                Direction::Reply => ("firewall-output", "the replies of"),
-            };
-            let found = format!("{} drops or rejects {what} {at}", drop.describe());
-            let fix = drop.fix(self.target.protocol_name(), at.port());
-            return Ok(Check::wrong(id, true, found).run(fix));
+        if let Some(check) = obstacles.check(&self.target) {
+            return Ok(check);
+        }
+        let mark = obstacles.reply_mark.unwrap_or(0);
+        if let Some(check) = policy::astray(&self.kernel, &self.target, mark).await? {
+            return Ok(check);
         }
         let how = match answer {
             Answer::Refused(e) => format!("was refused ({e})"),

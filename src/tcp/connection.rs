@@ -273,6 +273,8 @@ pub fn report(
 ) {
     let kind = refusal.count();
     stats.add(kind, 1);
+    let served = proxy.count(Count::Served);
+    proxy.reporter.note(kind, Some(peer.0.ip()), served);
     if let Some(held_back) = proxy.reporter.due(kind) {
         tracing::warn!(
             error = %refusal,

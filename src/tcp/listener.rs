@@ -70,6 +70,8 @@ pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, own: usize) -> io::Error {
         match error.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                 proxy.workers[own].stats.add(Count::AcceptFailed, 1);
+                let served = proxy.count(Count::Served);
+                proxy.reporter.note(Count::AcceptFailed, None, served);
                 if let Some(held_back) = proxy.reporter.due(Count::AcceptFailed) {
                     tracing::error!(%error, heldBack = held_back, "cannot take connections for now: raise LimitNOFILE, or lower -max-connections");
                 }

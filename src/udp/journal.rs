@@ -46,6 +46,9 @@ impl fmt::Display for Ending {
 pub fn refused(proxy: &Proxy, worker: usize, peer: SocketAddr, refusal: &Refusal) {
     let kind = refusal.count();
     proxy.workers[worker].stats.add(kind, 1);
+    let served = proxy.count(Count::Served);
+    let ip = canonical(peer).ip();
+    proxy.reporter.note(kind, Some(ip), served);
     if let Some(held_back) = proxy.reporter.due(kind) {
         tracing::warn!(
             error = %refusal,
