@@ -11,6 +11,7 @@ mod diagnosis;
 mod dropped;
 mod examination;
 mod host;
+mod inbound;
 mod listener;
 mod loopback;
 mod obstacles;
@@ -121,6 +122,7 @@ pub async fn examine(settings: &Settings, options: &Options) -> Result<Vec<Check
         }
     }
     checks.extend(loopback::check());
+    checks.extend(inbound::check(settings, options.from));
     if let Some(running) = &examination.running {
         checks.extend(running.checks(settings));
     }
