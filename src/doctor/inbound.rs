@@ -206,7 +206,7 @@ fn fits_plainly(left: &Value, right: &Value, packet: &Packet) -> Fit {
         left["meta"]["key"].as_str(),
         left["ct"]["key"].as_str(),
     ) {
-        (Some(of @ ("tcp" | "udp")), _, ..) if of != packet.protocol => Fit::No,
+        (Some(of @ ("tcp" | "udp")), ..) if of != packet.protocol => Fit::No,
         (Some("icmp" | "icmpv6" | "sctp"), ..) => Fit::No,
         (Some("tcp" | "udp" | "th"), Some("dport"), ..) => {
             one_of(right, |value| port(value, packet.port))
