@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::check::Check;
 use crate::config::{Protocol, Settings};
+use crate::sys;
 
 /// Jumps deeper than the kernel allows are no ruleset's.
 const DEEPEST: usize = 16;
@@ -20,7 +21,10 @@ const DEEPEST: usize = 16;
 /// rules is certain to stop them, or if nft is not here.
 pub fn check(settings: &Settings, from: Option<IpAddr>) -> Option<Check> {
     let listen = settings.listen;
-    if listen.ip().is_loopback() {
+    let alone = sys::interfaces::addresses()
+        .iter()
+        .all(|ip| ip.is_loopback());
+    if listen.ip().is_loopback() || alone {
         return None;
     }
     let output = ["nft", "/usr/sbin/nft"].iter().find_map(|nft| {
