@@ -227,7 +227,7 @@ impl Settings {
 }
 
 /// The directory that a unit's StateDirectory= made.
-fn systemd_state_dir() -> Option<PathBuf> {
+pub fn systemd_state_dir() -> Option<PathBuf> {
     let listed = std::env::var_os("STATE_DIRECTORY")?;
     std::env::split_paths(&listed).find(|path| path.is_absolute())
 }

@@ -46,9 +46,13 @@ pub struct BanRelayFlags {
     #[arg(long = "rate", value_name = "N", default_value = "100", value_parser = rate)]
     pub rate: u32,
 
-    /// How long a ban in an nft set holds; a jail of fail2ban has its own time
+    /// How long a ban holds whose call does not say so
     #[arg(long = "ban-time", value_name = "TIME", default_value = "1h", value_parser = value::timeout)]
     pub ban_time: Duration,
+
+    /// Directory that keeps over a restart who asked for which ban (default: $STATE_DIRECTORY, which systemd sets)
+    #[arg(long = "state-dir", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Reads what stands behind `realpeer ban-relay`.

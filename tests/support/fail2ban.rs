@@ -27,7 +27,7 @@ impl Configuration {
         }
         directory.file(
             "fail2ban.local",
-            "[Definition]\ndbfile = None\nallowipv6 = yes\n",
+            "[Definition]\ndbfile = :memory:\nallowipv6 = yes\n",
         );
         directory.file("jail.local", jails);
         Configuration(directory)
@@ -160,6 +160,13 @@ impl Fail2ban {
         let socket = self.configuration.0.path("socket").display().to_string();
         let words: Vec<&str> = words.split(' ').collect();
         host.run(&[&["fail2ban-client", "-s", &socket], &words[..]].concat());
+    }
+
+    /// As `tell`, without waiting for what comes of it.
+    pub fn start_telling(&self, host: &Host, words: &str) -> Running {
+        let socket = self.configuration.0.path("socket").display().to_string();
+        let words: Vec<&str> = words.split(' ').collect();
+        host.spawn(&[&["fail2ban-client", "-s", &socket], &words[..]].concat())
     }
 
     /// Whether an action went wrong so far.
