@@ -64,7 +64,8 @@ fn a_proxy_that_stays_away_is_told() {
     );
     let fail2ban = Fail2ban::start(&host, &idle_jail("ssh", &action));
     fail2ban.tell(&host, "set ssh banip 203.0.113.9");
-    assert_eq!(calls(&files, " ban "), 10);
+    // fail2ban itself tries twice what fails.
+    assert!((10..=20).contains(&calls(&files, " ban ")));
     assert!(fail2ban.has_failed());
 }
 
@@ -81,18 +82,20 @@ fn the_proxy_learns_the_bans_own_time() {
     let jails = idle_jail("ever", &action)
         + "bantime = -1\n"
         + &idle_jail("more", &action)
-        + "bantime = 60\nbantime.increment = true\nbantime.formula = ban.Time + 5\n";
+        + "bantime = 2\nbantime.increment = true\nbantime.formula = ban.Time + 5\n";
     let fail2ban = Fail2ban::start(&stage.server, &jails);
     fail2ban.tell(&stage.server, "set ever banip 203.0.113.1");
     assert!(ctl.ok("bans").contains("never"), "{}", ctl.ok("bans"));
     fail2ban.tell(&stage.server, "set ever unbanip 203.0.113.1");
     fail2ban.tell(&stage.server, "set more banip 203.0.113.2");
-    fail2ban.tell(&stage.server, "set more unbanip 203.0.113.2");
+    fail2ban.running.wait_for_line("Unban 203.0.113.2");
     fail2ban.tell(&stage.server, "set more banip 203.0.113.2");
     fail2ban.running.wait_for_line("Increase Ban 203.0.113.2");
-    wait_until("it has become longer", || {
-        let bans = ctl.ok("bans");
-        bans.contains("1m1s") || bans.contains("1m2s") || bans.contains("1m3s") || bans.contains("1m4s") || bans.contains("1m5s")
+    // The proxy says for how long.
+    stage.proxy.wait_for("longer ban", |line| {
+        ["6", "7"]
+            .iter()
+            .any(|n| line.contains(&format!("\"203.0.113.2/32\",\"seconds\":{n},")))
     });
     assert!(!fail2ban.has_failed(), "{:?}", fail2ban.running.stdout());
 }

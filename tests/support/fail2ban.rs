@@ -157,16 +157,23 @@ impl Fail2ban {
     /// What its administrator says to it, such as `set sshd banip 203.0.113.9`.
     #[track_caller]
     pub fn tell(&self, host: &Host, words: &str) {
-        let socket = self.configuration.0.path("socket").display().to_string();
-        let words: Vec<&str> = words.split(' ').collect();
-        host.run(&[&["fail2ban-client", "-s", &socket], &words[..]].concat());
+        let mut client = self.start_telling(host, words);
+        let code = client.exit_code();
+        let said = [client.stdout(), client.stderr()].concat();
+        assert_eq!(code, 0, "{words}: {said:?}");
     }
 
     /// As `tell`, without waiting for what comes of it.
+    #[track_caller]
     pub fn start_telling(&self, host: &Host, words: &str) -> Running {
-        let socket = self.configuration.0.path("socket").display().to_string();
+        let (path, socket) = (
+            self.configuration.path(),
+            self.configuration.0.path("socket"),
+        );
+        let socket = socket.display().to_string();
         let words: Vec<&str> = words.split(' ').collect();
-        host.spawn(&[&["fail2ban-client", "-s", &socket], &words[..]].concat())
+        let client = ["fail2ban-client", "-c", &path, "-s", &socket];
+        host.spawn(&[&client, &words[..]].concat())
     }
 
     /// Whether an action went wrong so far.
