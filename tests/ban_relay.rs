@@ -672,8 +672,7 @@ fn fail2bans_action_bans_and_unbans_here() {
     assert_eq!(scene.bans(), json!([]));
 }
 
-/// Also one that fail2ban makes longer later (bantime.increment), one for ever, and one that it
-/// restores, of which a part is over.
+/// Also one that fail2ban makes longer later (bantime.increment), and one for ever.
 #[test]
 fn fail2bans_action_tells_the_bans_own_time() {
     let scene = Scene::new(&["-rate", "100000"]);
@@ -693,13 +692,6 @@ fn fail2bans_action_tells_the_bans_own_time() {
 
     ban("short", "203.0.113.1");
     assert!(left().is_some_and(|left| (7100..=7200).contains(&left)));
-    wait_until("a part of it is over", || {
-        left().is_some_and(|left| left < 7198)
-    });
-    fail2ban.tell(&scene.server, "restart short");
-    fail2ban.running.wait_for_line("Restore Ban 203.0.113.1");
-    wait_until("it is restored", || left().is_some());
-    assert!(left().is_some_and(|left| (7000..7199).contains(&left)));
     fail2ban.tell(&scene.server, "set short unbanip 203.0.113.1");
 
     ban("ever", "203.0.113.2");
