@@ -95,9 +95,10 @@ impl Reader<'_> {
     #[track_caller]
     fn types(&mut self, block: &str) -> String {
         let mut shell = self.host.command("sh");
-        let script = format!("{}\n{block}", self.variables);
+        // Entering the host's mounts leaves the directory.
+        let top = repository("").display().to_string();
+        let script = format!("cd '{top}'\n{}\n{block}", self.variables);
         shell.args(["-e", "-c", &script]).env("PATH", self.search());
-        shell.current_dir(repository(""));
         let output = shell.output().expect("sh is there");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let error = String::from_utf8_lossy(&output.stderr);
