@@ -1,5 +1,6 @@
 //! Why a client was not served, in words for the administrator.
 
+use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +62,33 @@ pub enum Refusal {
     Upstream(#[from] UpstreamError),
 }
 
+/// Which refusal it is, without what differs from client to client. Finer than [`Count`], so that
+/// a line about one reason holds back no line about another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// One that needs no more detail.
+    Plain(Discriminant<Refusal>),
+    /// What is wrong with the header.
+    Header(Discriminant<HeaderError>),
+    /// What the backend, or what stands before it, did.
+    Upstream(Discriminant<UpstreamError>),
+    /// The errno of a connection that failed otherwise.
+    Kernel(Option<i32>),
+}
+
 impl Refusal {
+    /// Which refusal it is.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Refusal::Header(error) => Reason::Header(discriminant(error)),
+            Refusal::Upstream(UpstreamError::Failed { source, .. }) => {
+                Reason::Kernel(source.raw_os_error())
+            }
+            Refusal::Upstream(error) => Reason::Upstream(discriminant(error)),
+            other => Reason::Plain(discriminant(other)),
+        }
+    }
+
     /// Whether the client is reset: as a backend's host would do it without a proxy between.
     pub fn resets(&self) -> bool {
         matches!(

@@ -28,7 +28,7 @@ use crate::cli::BanRelayFlags;
 use crate::config::{Protocol, Verbosity, resolve};
 use crate::log;
 use crate::networks::Networks;
-use crate::report::Reporter;
+use crate::report::{Reporter, Subject};
 use crate::stats::Count;
 pub use backend::Backend;
 use http::Relay;
@@ -107,7 +107,10 @@ async fn serve(listener: TcpListener, relay: Arc<Relay>) -> std::convert::Infall
         };
         if !relay.trusted.contains(peer.ip()) {
             reset(&stream);
-            if let Some(held_back) = relay.reporter.due(Count::PeerNotAllowed) {
+            if let Some(held_back) = relay
+                .reporter
+                .due(Count::PeerNotAllowed, Subject::default())
+            {
                 tracing::warn!(frontendRemoteAddr = %peer, heldBack = held_back, "refused: not in the allowed-subnets file");
             }
             continue;

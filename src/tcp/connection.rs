@@ -13,6 +13,7 @@ use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
 use crate::header::{self, Claim, Progress, Transport};
 use crate::proxy::{Proxy, Slot};
 use crate::refusal::Refusal;
+use crate::report::Subject;
 use crate::sessions::{EndedBy, Route};
 use crate::stats::{Count, Stats};
 use crate::sys::interfaces::is_local;
@@ -190,7 +191,11 @@ impl Story {
 
     fn port_replaced(&self, client: ClientAddr) {
         self.stats(Count::PortReplaced, 1);
-        if let Some(held_back) = self.proxy().reporter.due(Count::PortReplaced) {
+        let subject = Subject {
+            reason: None,
+            target: self.target,
+        };
+        if let Some(held_back) = self.proxy().reporter.due(Count::PortReplaced, subject) {
             tracing::info!(clientAddr = %client, heldBack = held_back, "the client's port is taken on this host: using a free one");
         }
     }
@@ -273,7 +278,11 @@ pub fn report(
 ) {
     let kind = refusal.count();
     stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    let subject = Subject {
+        reason: Some(refusal.reason()),
+        target,
+    };
+    if let Some(held_back) = proxy.reporter.due(kind, subject) {
         tracing::warn!(
             error = %refusal,
             frontendRemoteAddr = %peer,

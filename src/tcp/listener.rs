@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::listening;
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
+use crate::report::Subject;
 use crate::stats::Count;
 use crate::sys;
 use crate::upstream::KEEPALIVE;
@@ -70,7 +71,8 @@ pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, own: usize) -> io::Error {
         match error.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                 proxy.workers[own].stats.add(Count::AcceptFailed, 1);
-                if let Some(held_back) = proxy.reporter.due(Count::AcceptFailed) {
+                if let Some(held_back) = proxy.reporter.due(Count::AcceptFailed, Subject::default())
+                {
                     tracing::error!(%error, heldBack = held_back, "cannot take connections for now: raise LimitNOFILE, or lower -max-connections");
                 }
                 tokio::time::sleep(rest).await;

@@ -219,7 +219,7 @@ impl Flows {
             port_replaced,
         } = self.connect(client, target)?;
         if port_replaced {
-            journal::port_replaced(&self.proxy, self.worker, client);
+            journal::port_replaced(&self.proxy, self.worker, client, target);
         }
         // Worth a try: a backend that sends runs of datagrams at once is then read at once.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 
 use super::flows::Flow;
 use super::outbox::Trouble;
-use crate::addr::{ClientAddr, PeerAddr, canonical};
+use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
 use crate::proxy::Proxy;
 use crate::refusal::Refusal;
+use crate::report::Subject;
 use crate::stats::Count;
 use crate::upstream::UpstreamError;
 
@@ -43,13 +44,24 @@ impl fmt::Display for Ending {
 }
 
 /// A datagram is dropped.
-pub fn refused(proxy: &Proxy, worker: usize, peer: SocketAddr, refusal: &Refusal) {
+pub fn refused(
+    proxy: &Proxy,
+    worker: usize,
+    peer: SocketAddr,
+    target: Option<TargetAddr>,
+    refusal: &Refusal,
+) {
     let kind = refusal.count();
     proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    let subject = Subject {
+        reason: Some(refusal.reason()),
+        target,
+    };
+    if let Some(held_back) = proxy.reporter.due(kind, subject) {
         tracing::warn!(
             error = %refusal,
             frontendRemoteAddr = %PeerAddr(canonical(peer)),
+            targetAddr = target.map(tracing::field::display),
             heldBack = held_back,
             "dropping datagram"
         );
@@ -60,7 +72,7 @@ pub fn refused(proxy: &Proxy, worker: usize, peer: SocketAddr, refusal: &Refusal
 pub fn truncated(proxy: &Proxy, worker: usize) {
     let kind = Count::DatagramTruncated;
     proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    if let Some(held_back) = proxy.reporter.due(kind, Subject::default()) {
         tracing::warn!(
             heldBack = held_back,
             "dropping a datagram that is longer than 65,536 bytes"
@@ -69,10 +81,10 @@ pub fn truncated(proxy: &Proxy, worker: usize) {
 }
 
 /// The client's port is in use, so its flow has another one.
-pub fn port_replaced(proxy: &Proxy, worker: usize, client: ClientAddr) {
+pub fn port_replaced(proxy: &Proxy, worker: usize, client: ClientAddr, target: TargetAddr) {
     let kind = Count::PortReplaced;
     proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    if let Some(held_back) = proxy.reporter.due(kind, about(target)) {
         tracing::info!(clientAddr = %client, heldBack = held_back, "the client's port is taken on this host: using a free one");
     }
 }
@@ -81,7 +93,7 @@ pub fn port_replaced(proxy: &Proxy, worker: usize, client: ClientAddr) {
 pub fn evicted(proxy: &Proxy, worker: usize, open: usize) {
     let kind = Count::FlowEvicted;
     proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    if let Some(held_back) = proxy.reporter.due(kind, Subject::default()) {
         tracing::warn!(
             open = open as u64,
             heldBack = held_back,
@@ -102,7 +114,7 @@ pub fn upstream_error(proxy: &Proxy, worker: usize, flow: &Flow, error: &io::Err
             source: copy(error),
         },
     };
-    refused(proxy, worker, flow.back.peer, &error.into());
+    refused(proxy, worker, flow.back.peer, Some(target), &error.into());
 }
 
 /// Something went wrong with what a flow sends; tells nothing of messages that must not be cut.
@@ -113,7 +125,7 @@ pub fn trouble(proxy: &Proxy, worker: usize, flow: &Flow, trouble: &Trouble<'_>)
         Trouble::Lost(count, error) => {
             let kind = Count::DatagramLost;
             proxy.workers[worker].stats.add(kind, *count as u64);
-            if let Some(held_back) = proxy.reporter.due(kind) {
+            if let Some(held_back) = proxy.reporter.due(kind, about(flow.target)) {
                 tracing::warn!(
                     error = %error,
                     clientAddr = %flow.client,
@@ -144,6 +156,13 @@ pub fn ended(proxy: &Proxy, flow: &Flow, why: Ending) {
         end = %why,
         "flow closed"
     );
+}
+
+fn about(target: TargetAddr) -> Subject {
+    Subject {
+        reason: None,
+        target: Some(target),
+    }
 }
 
 fn copy(error: &io::Error) -> io::Error {

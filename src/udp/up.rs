@@ -11,6 +11,7 @@ use super::journal;
 use super::listener::Listener;
 use super::lru::Key;
 use super::outbox::{Envelope, Trouble};
+use crate::addr::TargetAddr;
 use crate::config::UdpHeader;
 use crate::refusal::Refusal;
 use crate::stats::Count;
@@ -42,7 +43,9 @@ impl Listener {
             for datagram in message.datagrams() {
                 match self.place(datagram, peer, message.to, now) {
                     Ok(placed) => self.placed.push(placed),
-                    Err(refusal) => journal::refused(&self.proxy, self.worker, peer, &refusal),
+                    Err((refusal, target)) => {
+                        journal::refused(&self.proxy, self.worker, peer, target, &refusal);
+                    }
                 }
             }
         }
@@ -50,28 +53,32 @@ impl Listener {
         Ok(())
     }
 
-    /// The flow that a datagram belongs to, and its payload.
+    /// The flow that a datagram belongs to, and its payload; or why it has none, and where it was to
+    /// go, if its header could be read.
     fn place(
         &mut self,
         datagram: Range<usize>,
         peer: SocketAddr,
         local: Option<LocalIp>,
         now: Instant,
-    ) -> Result<(Key, Range<usize>), Refusal> {
+    ) -> Result<(Key, Range<usize>), (Refusal, Option<TargetAddr>)> {
         let bytes = &self.batch.bytes()[datagram.clone()];
-        let reading = self.reader.read(bytes, peer, now)?;
+        let reading = self.reader.read(bytes, peer, now);
+        let reading = reading.map_err(|refusal| (refusal, None))?;
+        let refused = |refusal| (refusal, Some(reading.target));
         let spp = (self.style == UdpHeader::Spp).then(|| bytes.first_chunk().copied());
         let spp = spp.flatten();
         let back = Back { peer, local, spp };
         let known = self.flows.find(reading.client, reading.target);
         let key = match known {
-            Some(key) if self.flows.judge(key)? => key,
+            Some(key) if self.flows.judge(key).map_err(refused)? => key,
             // A new client, or one whose flow was killed.
             _ => {
                 // What waits for a flow that ended, or makes room, must not reach its successor.
                 self.forward();
                 self.flows
-                    .open(reading.client, reading.target, back, &self.poller, now)?
+                    .open(reading.client, reading.target, back, &self.poller, now)
+                    .map_err(refused)?
             }
         };
         let payload = datagram.start + reading.header..datagram.end;
