@@ -81,12 +81,21 @@ fn read(file: File, path: &Path) -> Result<BanList> {
     Ok(list)
 }
 
+/// Makes a directory and says so: one that a typing error named would otherwise keep bans unseen.
+fn make(directory: &Path) -> std::io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(directory)?;
+    tracing::info!(directory = %directory.display(), "made the directory that keeps bans (-state-dir)");
+    Ok(())
+}
+
 /// Puts a new file in the place of the old one in one step, so that a crash leaves either whole.
 fn replace(path: &Path, list: &BanList) -> Result<Journal> {
     let name = || format!("cannot write {}", path.display());
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+        make(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
     let new = path.with_extension("new");
     let mut out = BufWriter::new(File::create(&new).with_context(name)?);
