@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let command = match cli::parse(&words.collect::<Vec<_>>()) {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("realpeer: {error}");
+            eprintln!("{error}");
             return ExitCode::from(2);
         }
     };

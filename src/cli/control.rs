@@ -7,14 +7,15 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use ipnet::IpNet;
 
 use super::flags::{Command, Parsed, matches, refuse};
-use super::{UsageError, go, value};
+use super::{UsageError, go, suggest, value};
 use crate::config::Control;
 use crate::networks;
 
 /// The flags of `realpeer ctl`, and what to do.
 #[derive(Clone, Debug, Parser)]
 #[command(
-    name = "realpeer ctl ACTION",
+    name = "realpeer ctl",
+    display_name = "realpeer ctl ACTION",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
@@ -101,6 +102,8 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
+const ACTIONS: [&str; 6] = ["status", "connections", "kill", "ban", "unban", "bans"];
+
 fn action(words: &[String]) -> Result<CtlAction, String> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
@@ -115,16 +118,16 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         },
         ["ban" | "unban"] => Err(format!("ctl {}: name an address or a CIDR", words[0])),
         ["kill"] => Err("ctl kill: name an id of 'ctl connections', an address or a CIDR".into()),
-        [] => Err("ctl: say status, connections, kill, ban, unban or bans".into()),
-        [
-            "status" | "connections" | "bans" | "ban" | "unban" | "kill",
-            ..,
-        ] => {
-            let stray = words.last().copied().unwrap_or_default();
-            Err(format!("ctl {}: stray word {stray:?}", words[0]))
+        [] => Err(format!(
+            "ctl: the action is missing: {}",
+            ACTIONS.join(", ")
+        )),
+        [action, .., stray] if ACTIONS.contains(&action) => {
+            Err(format!("ctl {action}: stray word {stray:?}"))
         }
         [word, ..] => Err(format!(
-            "ctl: say status, connections, kill, ban, unban or bans, not {word:?}"
+            "ctl: {}",
+            suggest::unknown("action", word, &ACTIONS)
         )),
     }
 }
@@ -188,12 +191,16 @@ mod tests {
             ("ban", "name an address"),
             ("ban nonsense", "\"nonsense\""),
             ("bans 1", "stray word \"1\""),
-            ("stop", "\"stop\""),
+            (
+                "stop",
+                "\"stop\"; actions: status, connections, kill, ban, unban, bans",
+            ),
+            ("statsu", "(did you mean status?)"),
             ("ban 203.0.113.9 -for x", "-for"),
             ("bans -name a/b", "-name"),
         ] {
             let error = parse_line(line).unwrap_err();
-            assert!(error.lines().next().unwrap().contains(expected), "{error}");
+            assert!(error.lines().last().unwrap().contains(expected), "{error}");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::ban_relay::{self, BanRelayFlags};
 use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::value::{self, HostPort};
-use super::{UsageError, doctor, go, usage};
+use super::{UsageError, doctor, go, suggest, usage};
 use crate::config::{
     Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
 };
@@ -49,7 +49,9 @@ pub enum Command {
                    realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
                    realpeer ctl ACTION                   look at a running proxy, end connections, ban clients\n  \
                    realpeer ban-relay [FLAGS]            take bans from application servers, at the ingress\n  \
-                   realpeer doctor [FLAGS]               what is wrong, and what mends it",
+                   realpeer doctor [FLAGS]               what is wrong, and what mends it\n  \
+                   realpeer help [COMMAND]               this text, or the command's own\n  \
+                   realpeer version                      print the version",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
 pub struct ProxyFlags {
@@ -180,15 +182,33 @@ pub struct ProxyFlags {
     pub v6_given: bool,
 }
 
+/// The words that may stand first.
+const COMMANDS: [&str; 7] = [
+    "routing",
+    "doctor",
+    "ctl",
+    "ban-relay",
+    "demo",
+    "help",
+    "version",
+];
+
 /// Reads a command line, without the program's name.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     match words.first().map(String::as_str) {
         Some("demo") => bare(
-            "demo",
-            "plays a load balancer and shows what the backend sees, without and with realpeer",
+            "realpeer demo",
+            "Plays a load balancer and shows what the backend sees, without and with realpeer.",
             &words[1..],
             Command::Demo,
         ),
+        Some("version") => bare(
+            "realpeer version",
+            "Prints the version.",
+            &words[1..],
+            version(),
+        ),
+        Some("help") => help(&words[1..]),
         Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
         Some("ban-relay") => ban_relay::parse(&words[1..]),
@@ -201,14 +221,12 @@ fn proxy(words: &[String]) -> Result<Command, UsageError> {
     let command = ProxyFlags::command();
     match matches(&command, words, false)? {
         Parsed::Help(text) => Ok(Command::Print(text)),
-        Parsed::Flags(_, rest) if !rest.is_empty() => Err(refuse(
-            &command,
-            format!("stray word {:?}: flags begin with a dash", rest[0]),
-        )),
+        Parsed::Flags(_, rest) if !rest.is_empty() => {
+            let is_first = words[0] == rest[0];
+            Err(refuse(&command, stray(&rest[0], is_first)))
+        }
         Parsed::Flags(mut matches, _) => match proxy_flags(&command, &mut matches)? {
-            flags if flags.version => Ok(Command::Print(
-                concat!("realpeer ", env!("CARGO_PKG_VERSION"), "\n").into(),
-            )),
+            flags if flags.version => Ok(version()),
             flags => Ok(Command::Proxy(flags)),
         },
     }
@@ -216,20 +234,50 @@ fn proxy(words: &[String]) -> Result<Command, UsageError> {
 
 /// A subcommand without flags of its own.
 fn bare(
-    name: &str,
-    about: &str,
+    name: &'static str,
+    about: &'static str,
     words: &[String],
     command: Command,
 ) -> Result<Command, UsageError> {
-    let definition = clap::Command::new(format!("realpeer {name}"));
-    match go::split(&definition, words, true) {
-        Ok(words) if words.help => Ok(Command::Print(format!("realpeer {name}: {about}\n"))),
-        Ok(words) if words.rest.is_empty() => Ok(command),
-        Ok(words) => Err(refuse(
-            &definition,
-            format!("{name}: stray word {:?}", words.rest[0]),
-        )),
-        Err(message) => Err(refuse(&definition, message)),
+    let definition = clap::Command::new(name).about(about);
+    match matches(&definition, words, true)? {
+        Parsed::Help(text) => Ok(Command::Print(text)),
+        Parsed::Flags(_, rest) => match rest.first() {
+            None => Ok(command),
+            Some(stray) => Err(refuse(&definition, format!("stray word {stray:?}"))),
+        },
+    }
+}
+
+/// `realpeer help [COMMAND]`: what `-h` prints.
+fn help(words: &[String]) -> Result<Command, UsageError> {
+    let flag = "-h".to_owned();
+    match words {
+        [] => parse(&[flag]),
+        [command] if COMMANDS.contains(&command.as_str()) => parse(&[command.clone(), flag]),
+        [word] if matches!(word.as_str(), "-h" | "-help" | "--help") => parse(&[flag]),
+        [word, rest @ ..] => {
+            let message = match rest {
+                [] => suggest::unknown("command", word, &COMMANDS),
+                [stray, ..] => format!("help: stray word {stray:?}"),
+            };
+            Err(refuse(&ProxyFlags::command(), message))
+        }
+    }
+}
+
+fn version() -> Command {
+    Command::Print(concat!("realpeer ", env!("CARGO_PKG_VERSION"), "\n").into())
+}
+
+/// What is wrong with a word that is no flag.
+fn stray(word: &str, is_first: bool) -> String {
+    match suggest::nearest(word, COMMANDS) {
+        _ if is_first && !word.starts_with('-') => suggest::unknown("command", word, &COMMANDS),
+        Some(command) => {
+            format!("stray word {word:?}: a command comes first, as in 'realpeer {command}'")
+        }
+        None => format!("stray word {word:?}: flags begin with a dash"),
     }
 }
 
@@ -248,7 +296,9 @@ pub(super) fn matches(
     anywhere: bool,
 ) -> Result<Parsed, UsageError> {
     let words = go::split(command, words, anywhere).map_err(|message| refuse(command, message))?;
-    if words.help {
+    // `realpeer ctl help` is as good as `realpeer ctl -h`.
+    let asks = anywhere && words.rest.first().is_some_and(|word| word == "help");
+    if words.help || asks {
         return Ok(Parsed::Help(usage::help(command)));
     }
     let args = std::iter::once("realpeer".to_owned()).chain(words.flags);

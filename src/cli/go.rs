@@ -2,6 +2,8 @@
 
 use clap::Command;
 
+use super::suggest;
+
 /// What Go's rules make of the words.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Words {
@@ -42,16 +44,17 @@ pub fn split(command: &Command, words: &[String], anywhere: bool) -> Result<Word
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (name, None),
         };
-        let known = command.get_arguments().find(|arg| {
-            arg.get_long() == Some(name)
-                || arg.get_all_aliases().is_some_and(|all| all.contains(&name))
-        });
+        let known = command
+            .get_arguments()
+            .find(|arg| names(arg).any(|known| known == name));
         let Some(arg) = known else {
             if matches!(name, "h" | "help") {
                 out.help = true;
                 continue;
             }
-            return Err(format!("unknown flag: -{name}"));
+            let all = command.get_arguments().flat_map(names);
+            let meant = suggest::did_you_mean(name, "-", all);
+            return Err(format!("unknown flag: -{name}{meant}"));
         };
         let value = match value {
             Some(value) => value,
@@ -65,6 +68,12 @@ pub fn split(command: &Command, words: &[String], anywhere: bool) -> Result<Word
     }
     out.rest.extend(words.cloned());
     Ok(out)
+}
+
+/// Every spelling of a flag, without its dash.
+fn names(arg: &clap::Arg) -> impl Iterator<Item = &str> {
+    let aliases = arg.get_all_aliases().unwrap_or_default();
+    arg.get_long().into_iter().chain(aliases)
 }
 
 /// A flag that may stand without a value; its clap definition says so by its value name.
@@ -130,6 +139,14 @@ mod tests {
         assert_eq!(
             flags(&["-nope=1"], false).unwrap_err(),
             "unknown flag: -nope"
+        );
+        assert_eq!(
+            flags(&["-marc=1"], false).unwrap_err(),
+            "unknown flag: -marc (did you mean -mark?)"
+        );
+        assert_eq!(
+            flags(&["-listen-adr"], false).unwrap_err(),
+            "unknown flag: -listen-adr (did you mean -listen-addr?)"
         );
         assert_eq!(
             flags(&["-mark"], false).unwrap_err(),

@@ -6,6 +6,7 @@ mod doctor;
 mod flags;
 mod go;
 mod routing;
+mod suggest;
 mod usage;
 mod value;
 
@@ -15,10 +16,11 @@ pub use flags::{Command, ProxyFlags, parse};
 pub use routing::{RoutingAction, ShowAs};
 pub use value::HostPort;
 
-/// Why a command line was not understood; shown on one line, followed by the usage, exit code 2.
+/// Why a command line was not understood: a line of usage, then the error where it is seen. The
+/// exit code is 2.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}\n{usage}")]
+#[error("{usage}\nrealpeer: {message}")]
 pub struct UsageError {
-    message: String,
     usage: String,
+    message: String,
 }

@@ -2,8 +2,8 @@
 
 use clap::{Arg, CommandFactory};
 
-use super::UsageError;
 use super::flags::{Command, Parsed, ProxyFlags, matches, proxy_flags, refuse};
+use super::{UsageError, suggest};
 use crate::config::{Routing, RoutingMode};
 
 /// What `realpeer routing` does.
@@ -29,7 +29,8 @@ pub enum ShowAs {
 /// Reads what stands behind `realpeer routing`.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     let command = ProxyFlags::command()
-        .name("realpeer routing up|down|show")
+        .name("realpeer routing")
+        .display_name("realpeer routing up|down|show")
         .about("Puts the policy routing in place that brings a backend's replies back, takes it away, or shows it.")
         .before_help(None::<&str>)
         .arg(
@@ -85,9 +86,11 @@ fn action(words: &[String]) -> Result<RoutingAction, String> {
         ["up"] => Ok(RoutingAction::Up),
         ["down"] => Ok(RoutingAction::Down),
         ["show"] => Ok(RoutingAction::Show),
-        [] => Err("routing: say up, down or show".into()),
-        ["up" | "down" | "show", word, ..] | [word, ..] => {
-            Err(format!("routing: say up, down or show, not {word:?}"))
+        [] => Err("routing: the action is missing: up, down or show".into()),
+        ["up" | "down" | "show", word, ..] => Err(format!("routing: stray word {word:?}")),
+        [word, ..] => {
+            let error = suggest::unknown("action", word, &["up", "down", "show"]);
+            Err(format!("routing: {error}"))
         }
     }
 }
