@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 
 use nix::sys::signal::Signal;
+use realpeer::cli::{self, Command};
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, send};
@@ -109,6 +110,90 @@ fn every_flag_is_in_the_readme_and_in_the_manual() {
             "the manual has no -{name}"
         );
     }
+}
+
+/// `mandoc -Tlint` finds missing arguments, unknown macros and sections out of order.
+#[test]
+fn the_manual_is_well_formed() {
+    let host = Host::new("manual");
+    let file = repository("packaging/man/realpeer.8");
+    let mut lint = host.command("mandoc");
+    let output = lint.args(["-Tlint", "-Wwarning"]).arg(file).output();
+    let output = output.expect("mandoc is there");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn every_command_and_its_flags_are_in_the_manual() {
+    let host = Host::new("help");
+    let help = |words: &[&str]| Program::Realpeer.run(&host, words).stdout;
+    let manual = read("packaging/man/realpeer.8");
+    let synopsis = section(&manual, "SYNOPSIS");
+    let all = help(&["-h"]);
+    let commands = all
+        .lines()
+        .filter_map(|line| line.strip_prefix("  realpeer ")?.split(' ').next())
+        .filter(|word| word.starts_with(char::is_alphabetic));
+    let commands: Vec<&str> = commands.collect();
+    assert!(commands.len() > 6, "{commands:?}");
+    for command in commands {
+        assert!(
+            synopsis
+                .lines()
+                .any(|line| line == format!(".Cm {command}")),
+            "SYNOPSIS has no {command}"
+        );
+        for flag in help(&[command, "-h"]).lines() {
+            let Some(flag) = flag.strip_prefix("  -") else {
+                continue;
+            };
+            let name = flag.split([' ', ',']).next().expect("split gives one");
+            assert!(
+                manual.contains(&format!("Fl {name}")),
+                "the manual has no -{name} of {command}"
+            );
+        }
+    }
+}
+
+/// So that a flag that is renamed leaves no example behind.
+#[test]
+fn the_examples_of_the_manual_are_command_lines() {
+    let manual = read("packaging/man/realpeer.8");
+    let examples = section(&manual, "EXAMPLES")
+        .lines()
+        .filter_map(|line| line.strip_prefix(".Dl realpeer "));
+    let examples: Vec<&str> = examples.collect();
+    assert!(examples.len() > 5, "{examples:?}");
+    for example in examples {
+        let words: Vec<String> = example.split(' ').map(str::to_owned).collect();
+        let command = cli::parse(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+        assert!(!matches!(command, Command::Print(_)), "{example}");
+    }
+}
+
+#[test]
+fn the_manual_names_files_and_exit_codes_and_explains_held_back() {
+    let manual = read("packaging/man/realpeer.8");
+    let files = section(&manual, "FILES");
+    for file in ["/run/realpeer/control.sock", "DIR/realpeer.bans"] {
+        assert!(files.contains(file), "FILES has no {file}");
+    }
+    let codes = section(&manual, "EXIT STATUS");
+    for code in 0..=3 {
+        assert!(codes.contains(&format!(".It {code}\n")), "no {code}");
+    }
+    assert!(section(&manual, "LOG").contains("heldBack"));
+    assert!(read("README.md").contains("`heldBack`"));
+}
+
+/// What stands below a heading.
+fn section<'a>(manual: &'a str, name: &str) -> &'a str {
+    let (_, rest) = manual
+        .split_once(&format!("\n.Sh {name}\n"))
+        .unwrap_or_else(|| panic!("the manual has no {name}"));
+    rest.split("\n.Sh ").next().expect("split gives one")
 }
 
 fn read(path: &str) -> String {
