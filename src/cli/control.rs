@@ -1,4 +1,4 @@
-//! `realpeer ctl` and the flags about the control socket.
+//! `realpeer ctl`, and the flags for the control socket.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,15 +19,15 @@ use crate::networks;
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
-    about = "Looks at a running proxy and steers it.",
+    about = "Queries and controls a running proxy.",
     before_help = "\nActions:\n  \
-                   status              what it is and what it has done\n  \
-                   connections         the open ones\n  \
+                   status              show what runs, and its counters\n  \
+                   connections         list the open connections\n  \
                    kill ID|ADDR|CIDR   end one connection, or all of a client\n  \
-                   ban ADDR|CIDR       serve a client no more, and end its connections\n  \
-                   unban ADDR|CIDR     serve it again\n  \
-                   bans                who is banned",
-    after_help = "Exit code: 0 done; 1 refused, or there is no such thing; 2 wrong command line; 3 no proxy answers."
+                   ban ADDR|CIDR       refuse a client, and end its connections\n  \
+                   unban ADDR|CIDR     lift a ban\n  \
+                   bans                list the bans",
+    after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
 pub struct CtlFlags {
     /// The proxy's control socket (default: /run/realpeer/control.sock)
@@ -38,15 +38,15 @@ pub struct CtlFlags {
     #[arg(long = "name", value_name = "NAME", value_parser = name)]
     pub name: Option<String>,
 
-    /// Print JSON, an object a line
+    /// Print JSON, one object per line
     #[arg(long = "json", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
     pub json: bool,
 
-    /// ban: how long (default: for ever)
+    /// ban: for how long (default: until unbanned)
     #[arg(long = "for", value_name = "TIME", value_parser = value::timeout)]
     pub length: Option<Duration>,
 
-    /// ban: why, for the log and the list
+    /// ban: the reason, for the log and the list
     #[arg(
         long = "reason",
         value_name = "TEXT",
@@ -55,7 +55,7 @@ pub struct CtlFlags {
     )]
     pub reason: String,
 
-    /// ban, unban: at the listener of this name only
+    /// ban, unban: only at the listener of this name
     #[arg(long = "listener", value_name = "NAME", value_parser = name)]
     pub listener: Option<String>,
 
@@ -71,24 +71,24 @@ pub struct CtlFlags {
 /// What `realpeer ctl` does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CtlAction {
-    /// Tell what runs.
+    /// Show what runs, and its counters.
     #[default]
     Status,
     /// List the open connections.
     Connections,
     /// End one by its id.
     KillId(u64),
-    /// End those of a client.
+    /// End all of a client.
     KillClient(IpNet),
     /// Ban a client.
     Ban(IpNet),
-    /// End a ban.
+    /// Lift a ban.
     Unban(IpNet),
     /// List the bans.
     Bans,
 }
 
-/// Reads what stands behind `realpeer ctl`.
+/// Parses what follows `realpeer ctl`.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     let command = CtlFlags::command();
     match matches(&command, words, true)? {
@@ -133,8 +133,9 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
-    networks::parse(text)
-        .ok_or_else(|| format!("{text:?} is no address and no network such as 203.0.113.0/24"))
+    networks::parse(text).ok_or_else(|| {
+        format!("{text:?} is neither an address nor a network such as 203.0.113.0/24")
+    })
 }
 
 /// The value of `-control`.

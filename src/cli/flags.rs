@@ -43,31 +43,31 @@ pub enum Command {
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
-    about = "realpeer takes PROXY-protocol connections from a load balancer and passes them on\n\
-             from the client's own address and port, so that the backend sees the real peer.",
-    before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
-                   realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
-                   realpeer ctl ACTION                   look at a running proxy, end connections, ban clients\n  \
-                   realpeer ban-relay [FLAGS]            take bans from application servers, at the ingress\n  \
-                   realpeer doctor [FLAGS]               what is wrong, and what mends it\n  \
-                   realpeer help [COMMAND]               this text, or the command's own\n  \
+    about = "realpeer accepts PROXY-protocol connections from a load balancer and passes them on\n\
+             from the client's own address and port, so that the backend sees the real client.",
+    before_help = "  realpeer demo                         show it working, without root and without changing anything\n  \
+                   realpeer routing up|down|show [FLAGS] manage the policy routing that brings replies back\n  \
+                   realpeer ctl ACTION                   query a running proxy, end connections, ban clients\n  \
+                   realpeer ban-relay [FLAGS]            accept bans from application servers, on the ingress host\n  \
+                   realpeer doctor [FLAGS]               find out what is wrong and how to fix it\n  \
+                   realpeer help [COMMAND]               print this help, or that of a command\n  \
                    realpeer version                      print the version",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
 pub struct ProxyFlags {
-    /// Address to listen on; [::]:PORT takes IPv4 too
+    /// Address to listen on; [::]:PORT accepts IPv4 as well
     #[arg(long = "l", visible_alias = "listen-addr", value_name = "ADDR", default_value = "0.0.0.0:8443", value_parser = value::host_port)]
     pub listen: HostPort,
 
-    /// Where connections of IPv4 clients go
+    /// Backend for IPv4 clients
     #[arg(long = "4", visible_alias = "ipv4", value_name = "ADDR", default_value = "127.0.0.1:443", value_parser = value::target_v4)]
     pub target_v4: HostPort,
 
-    /// Where connections of IPv6 clients go
+    /// Backend for IPv6 clients
     #[arg(long = "6", visible_alias = "ipv6", value_name = "ADDR", default_value = "[::1]:443", value_parser = value::target_v6)]
     pub target_v6: HostPort,
 
-    /// Go to the destination that the header names, with the client's address
+    /// Connect to the destination that the header names, not to -4 or -6
     #[arg(long = "dynamic-destination", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
     pub dynamic_destination: bool,
 
@@ -75,40 +75,41 @@ pub struct ProxyFlags {
     #[arg(long = "p", visible_alias = "protocol", value_name = "PROTO", default_value = "tcp", value_parser = protocol)]
     pub protocol: Protocol,
 
-    /// Mark of the connections to the backend (SO_MARK); 0 sets none
+    /// Mark to set on connections to the backend (SO_MARK); 0 sets none
     #[arg(long = "mark", visible_alias = "m", value_name = "N", default_value = "0", value_parser = mark)]
     pub mark: u32,
 
-    /// File of the load balancers that may connect, an address or CIDR a line
+    /// File of the load balancers that may connect, one address or CIDR per line
     #[arg(long = "allowed-subnets", visible_aliases = ["a", "allowed-networks"], value_name = "FILE")]
     pub allowed_subnets: Option<PathBuf>,
 
-    /// File of the clients that are not served, an address or CIDR a line
+    /// File of the clients to refuse, one address or CIDR per line
     #[arg(long = "denied-clients", value_name = "FILE")]
     pub denied_clients: Option<PathBuf>,
 
-    /// File of the only clients that are served, an address or CIDR a line
+    /// File of the only clients to serve, one address or CIDR per line
     #[arg(long = "allowed-clients", value_name = "FILE")]
     pub allowed_clients: Option<PathBuf>,
 
-    /// Sockets that share the listen address (SO_REUSEPORT)
+    /// Number of sockets that share the listen address (SO_REUSEPORT)
     #[arg(long = "listeners", value_name = "N", default_value = "1", value_parser = listeners)]
     pub listeners: usize,
 
-    /// Take connections to addresses that are not this host's (IP_TRANSPARENT)
+    /// Accept connections to addresses that this host does not have (IP_TRANSPARENT)
     #[arg(long = "listen-transparent", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
     pub listen_transparent: bool,
 
-    /// Threads that carry connections (default: one a core)
+    /// Number of threads that carry connections (default: one per core)
     #[arg(long = "workers", value_name = "N", value_parser = workers)]
     pub workers: Option<usize>,
 
-    /// Connections open at once (default: what the open-file limit carries)
+    /// Maximum number of open connections (default: what the open-file limit allows)
     #[arg(long = "max-connections", value_name = "N", value_parser = max_connections)]
     pub max_connections: Option<usize>,
 
-    /// When the client's port is taken: keep (use a free one then), any (always), strict (refuse)
-    #[arg(long = "source-port", value_name = "WHICH", default_value = "keep", value_parser = source_port)]
+    /// If the client's port is in use here: keep (use a free one instead), any (always use a free
+    /// one), strict (refuse the connection)
+    #[arg(long = "source-port", value_name = "WHICH", default_value = "keep", value_parser = source_port, verbatim_doc_comment)]
     pub source_port: SourcePort,
 
     /// How long a load balancer may take to send the header
@@ -119,38 +120,38 @@ pub struct ProxyFlags {
     #[arg(long = "connect-timeout", value_name = "TIME", default_value = "5s", value_parser = value::timeout)]
     pub connect_timeout: Duration,
 
-    /// How long open connections may go on after SIGTERM
+    /// How long open connections may continue after SIGTERM
     #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
     pub drain_timeout: Duration,
 
-    /// Silence both ways that ends a UDP flow; 0: silence ends none (-max-flows still does)
+    /// Close a UDP flow after this time without a datagram either way; 0: never (but see -max-flows)
     #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
     pub close_after: Duration,
 
-    /// Where UDP datagrams have their header: every (PROXY v2 in each), spp (Simple Proxy Protocol
-    /// in each), first (PROXY v2 in a load balancer socket's first; set -close-after longer than
-    /// the load balancer keeps a socket)
+    /// Where UDP datagrams carry their header: every (PROXY v2 in each), spp (Simple Proxy Protocol
+    /// in each), first (PROXY v2 in the first from each load-balancer socket; set -close-after
+    /// longer than the load balancer keeps a silent socket)
     #[arg(long = "udp-header", value_name = "STYLE", default_value = "every", value_parser = udp_header, verbatim_doc_comment)]
     pub udp_header: UdpHeader,
 
-    /// UDP flows open at once, of which the one idle longest makes room for a new one
-    /// (default: what the open-file limit carries)
+    /// Maximum number of open UDP flows; a new one replaces the one that was idle the longest
+    /// (default: what the open-file limit allows)
     #[arg(long = "max-flows", value_name = "N", value_parser = max_connections, verbatim_doc_comment)]
     pub max_flows: Option<usize>,
 
-    /// Policy routing: auto (put in what is missing, take it away at exit) or off
+    /// Policy routing: auto (add what is missing, remove it at exit) or off
     #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = routing::switch)]
     pub routing: Routing,
 
-    /// How replies come back: auto (by the target), loopback, mark, socket or udp-port
+    /// How replies are brought back: auto (depends on the target), loopback, mark, socket or udp-port
     #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = routing::mode)]
     pub routing_mode: RoutingMode,
 
-    /// What this instance is called, where several run: its control socket is NAME.sock then
+    /// Name of this instance, if several run; its control socket is then NAME.sock
     #[arg(long = "name", value_name = "NAME", value_parser = super::control::name)]
     pub name: Option<String>,
 
-    /// Socket that 'realpeer ctl' talks to, or off (default: /run/realpeer/control.sock, if it can be made)
+    /// Socket for 'realpeer ctl', or off (default: /run/realpeer/control.sock, if it can be created)
     #[arg(long = "control", value_name = "PATH", default_value = "", hide_default_value = true, value_parser = super::control::place)]
     pub control: Control,
 
@@ -158,15 +159,15 @@ pub struct ProxyFlags {
     #[arg(long = "control-group", value_name = "GROUP")]
     pub control_group: Option<String>,
 
-    /// Directory that keeps bans over a restart (default: $STATE_DIRECTORY, which systemd sets)
+    /// Directory that keeps bans across restarts (default: $STATE_DIRECTORY, set by systemd)
     #[arg(long = "state-dir", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// 0: start and stop; 1: refused connections too; 2: every connection
+    /// What to log. 0: start and stop; 1: also refused connections; 2: every connection
     #[arg(long = "v", value_name = "N", default_value = "0", value_parser = verbosity)]
     pub verbosity: Verbosity,
 
-    /// json or text (default: text on a terminal)
+    /// Log format: json or text (default: text on a terminal)
     #[arg(long = "log-format", value_name = "FORMAT", value_parser = log_format)]
     pub log_format: Option<LogFormat>,
 
@@ -281,15 +282,15 @@ fn stray(word: &str, is_first: bool) -> String {
     }
 }
 
-/// A command line that clap has taken apart.
+/// A command line parsed by clap.
 pub(super) enum Parsed {
-    /// The flags, and the words that are none.
+    /// The flags, and the words that are not flags.
     Flags(Box<clap::ArgMatches>, Vec<String>),
     /// Help was asked for; this is it.
     Help(String),
 }
 
-/// Takes the words apart by the flags that `command` defines.
+/// Parses the words by the flags that `command` defines.
 pub(super) fn matches(
     command: &clap::Command,
     words: &[String],

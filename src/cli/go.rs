@@ -1,4 +1,4 @@
-//! Go's `flag` package rules, as a translation to the one spelling clap is given: `--name=value`.
+//! The rules of Go's `flag` package, translated to the one spelling that clap gets: `--name=value`.
 
 use clap::Command;
 
@@ -7,9 +7,9 @@ use super::suggest;
 /// What Go's rules make of the words.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Words {
-    /// `--name=value`, one a flag, names as clap knows them.
+    /// One `--name=value` per flag, names as clap knows them.
     pub flags: Vec<String>,
-    /// Words that are no flags.
+    /// Words that are not flags.
     pub rest: Vec<String>,
     /// `-h` or `-help` was among the flags.
     pub help: bool,
@@ -17,7 +17,7 @@ pub struct Words {
 
 /// Splits `words` into flags and the rest by Go's rules: `-x v`, `-x=v`, `--x v` and `--x=v` are
 /// the same, a boolean takes no separate value, `--` ends the flags. In proxy mode the first word
-/// that is no flag ends them too (`anywhere` false). The error is one line for people.
+/// that is not a flag ends them too (`anywhere` false). The error is one line for the user.
 pub fn split(command: &Command, words: &[String], anywhere: bool) -> Result<Words, String> {
     let mut out = Words {
         flags: Vec::new(),
@@ -76,7 +76,7 @@ fn names(arg: &clap::Arg) -> impl Iterator<Item = &str> {
     arg.get_long().into_iter().chain(aliases)
 }
 
-/// A flag that may stand without a value; its clap definition says so by its value name.
+/// Whether a flag needs no value; its clap definition says so by its value name.
 pub fn is_boolean(arg: &clap::Arg) -> bool {
     matches!(arg.get_value_names(), Some([name]) if name.as_str() == BOOLEAN)
 }

@@ -1,4 +1,4 @@
-//! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
+//! The command line: flags by Go's rules, as go-mmproxy's users know them, checked by clap.
 
 mod ban_relay;
 mod control;
@@ -16,7 +16,7 @@ pub use flags::{Command, ProxyFlags, parse};
 pub use routing::{RoutingAction, ShowAs};
 pub use value::HostPort;
 
-/// Why a command line was not understood: a line of usage, then the error where it is seen. The
+/// Why a command line was not understood: a line of usage, then the error, where it is seen. The
 /// exit code is 2.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{usage}\nrealpeer: {message}")]

@@ -1,4 +1,4 @@
-//! `realpeer routing` and the flags about routing.
+//! `realpeer routing`, and the flags for routing.
 
 use clap::{Arg, CommandFactory};
 
@@ -9,11 +9,11 @@ use crate::config::{Routing, RoutingMode};
 /// What `realpeer routing` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoutingAction {
-    /// Put the rules in place.
+    /// Add the rules.
     Up,
-    /// Take them away.
+    /// Remove them.
     Down,
-    /// Print what is there.
+    /// Print what is needed and what is there.
     Show,
 }
 
@@ -26,12 +26,12 @@ pub enum ShowAs {
     Commands,
 }
 
-/// Reads what stands behind `realpeer routing`.
+/// Parses what follows `realpeer routing`.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     let command = ProxyFlags::command()
         .name("realpeer routing")
         .display_name("realpeer routing up|down|show")
-        .about("Puts the policy routing in place that brings a backend's replies back, takes it away, or shows it.")
+        .about("Adds, removes or shows the policy routing that brings a backend's replies back.")
         .before_help(None::<&str>)
         .arg(
             Arg::new("as")

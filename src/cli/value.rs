@@ -135,7 +135,7 @@ pub fn integer_in(text: &str, least: i64, most: i64) -> Result<i64, String> {
 }
 
 /// Go's `time.ParseDuration` (`1h15m`, `1.5s`, `300ms`); a bare number means seconds.
-/// Negative durations are refused: nothing here has a use for one.
+/// Negative durations are refused: no flag has a use for one.
 pub fn duration(text: &str) -> Result<Duration, String> {
     const HELP: &str = "write a duration such as 10s, 1m30s or 500ms";
     let text = text.strip_prefix('+').unwrap_or(text);
@@ -179,7 +179,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
-/// As `duration`, but zero makes no sense.
+/// Like `duration`, but zero is refused.
 pub fn timeout(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("it must be longer than zero".into()),
