@@ -1,4 +1,4 @@
-//! Who may speak, and whom they may name. Pure: no sockets.
+//! Which peers may connect, and which clients they may name. Pure: no sockets.
 
 use std::net::IpAddr;
 use std::path::Path;

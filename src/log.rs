@@ -125,7 +125,7 @@ fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Control characters and quotes of strangers must not forge or break a line.
+/// Control characters and quotes that strangers send must not forge or break a line.
 fn escaped(text: &str) -> String {
     text.escape_debug().to_string()
 }

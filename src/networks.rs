@@ -1,4 +1,4 @@
-//! Lists of networks: a file with an address or CIDR a line, looked up in a trie.
+//! Lists of networks: a file with one address or CIDR per line, looked up in a trie.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
@@ -36,7 +36,7 @@ impl Networks {
             }
             let Some(network) = parse(entry) else {
                 bail!(
-                    "{name}, line {}: {entry:?} is no address and no network such as 10.0.0.0/8",
+                    "{name}, line {}: {entry:?} is neither an address nor a network such as 10.0.0.0/8",
                     number + 1
                 );
             };

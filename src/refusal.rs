@@ -17,13 +17,13 @@ pub enum Refusal {
     #[error("the peer is not in the allowed-subnets file")]
     PeerNotAllowed,
     /// `-max-connections` are open.
-    #[error("{0} connections are open, which is the most: see -max-connections and LimitNOFILE")]
+    #[error("{0} connections are open, the maximum: see -max-connections and LimitNOFILE")]
     TooManyConnections(usize),
     /// The peer closed without a byte, as a health check does.
     #[error("the peer closed without sending anything, as a TCP health check does")]
     Silent,
     /// The peer closed in the middle of its header.
-    #[error("the peer closed before its PROXY header was whole")]
+    #[error("the peer closed before its PROXY header was complete")]
     HeaderCut,
     /// The peer did not finish its header in time.
     #[error(
@@ -34,7 +34,7 @@ pub enum Refusal {
     /// Reading the header failed.
     #[error("the peer's connection broke while its header was read: {0}")]
     HeaderRead(std::io::Error),
-    /// What came is no header, or a bad one.
+    /// What arrived is not a header, or an invalid one.
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// The header names an address that no client can have.
@@ -54,7 +54,7 @@ pub enum Refusal {
     TargetIsListener(TargetAddr),
     /// The header's destination cannot be connected to from its client.
     #[error(
-        "the header's destination {0} cannot be reached from its client: port 0, or not a host, or the other family"
+        "the header's destination {0} cannot be reached from its client: port 0, not a host address, or the other address family"
     )]
     BadDestination(TargetAddr),
     /// The backend could not be reached.

@@ -1,4 +1,4 @@
-//! What happened, counted by each worker on its own and summed when somebody asks.
+//! Counters, one set for each worker, summed when they are read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,7 +41,7 @@ counts! {
     HeaderCut => "headerCut",
     /// Peers that did not finish their header in time.
     HeaderTimeout => "headerTimeout",
-    /// Peers that sent something else than a header.
+    /// Peers that sent something other than a header.
     HeaderAbsent => "headerAbsent",
     /// Headers that break the protocol.
     HeaderBad => "headerBad",
@@ -67,7 +67,7 @@ counts! {
     DatagramsDown => "datagramsDown",
     /// Datagrams that the kernel would not take from us.
     DatagramLost => "datagramLost",
-    /// Datagrams longer than any can be, dropped.
+    /// Datagrams longer than the largest possible one, dropped.
     DatagramTruncated => "datagramTruncated",
     /// UDP flows that made room for others.
     FlowEvicted => "flowEvicted",

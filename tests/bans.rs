@@ -227,7 +227,7 @@ fn a_directory_for_bans_that_had_to_be_made_is_told_once() {
         stage.proxy.wait_for_line("listening");
         let lines = stage.proxy.stdout();
         let about_it = |line: &&String| {
-            line.contains("made the directory") && line.contains(&format!("{directory:?}"))
+            line.contains("created the directory") && line.contains(&format!("{directory:?}"))
         };
         lines.iter().filter(about_it).count()
     };

@@ -39,7 +39,7 @@ pub struct Journal {
 
 impl Journal {
     /// Reads the bans of `path`, if it exists, and opens it for what comes. Lines that cannot be
-    /// read are told and left out: a crash may have cut the last one.
+    /// read are logged and ignored: a crash may have cut the last one.
     pub fn open(path: &Path, now: u64) -> Result<(Journal, BanList)> {
         let mut list = match File::open(path) {
             Ok(file) => read(file, path)?,
@@ -74,7 +74,7 @@ fn read(file: File, path: &Path) -> Result<BanList> {
                 list.remove(&network, listener.as_deref());
             }
             Err(error) => {
-                tracing::warn!(file = %path.display(), line = number as u64 + 1, %error, "this line of the bans on disk cannot be read; leaving it out");
+                tracing::warn!(file = %path.display(), line = number as u64 + 1, %error, "cannot read this line of the bans file; ignoring it");
             }
         }
     }
@@ -87,7 +87,7 @@ fn make(directory: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     fs::create_dir_all(directory)?;
-    tracing::info!(directory = %directory.display(), "made the directory that keeps bans (-state-dir)");
+    tracing::info!(directory = %directory.display(), "created the directory that keeps bans (-state-dir)");
     Ok(())
 }
 

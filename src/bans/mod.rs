@@ -61,7 +61,7 @@ impl Bans {
         self.write(&Change::Ban(ban))
     }
 
-    /// Ends the bans of exactly this network, and tells which they were.
+    /// Lifts the bans on exactly this network, and returns them.
     pub fn unban(&self, network: IpNet, listener: Option<&str>) -> (Vec<Arc<Ban>>, Result<()>) {
         let ended = self.list_mut().remove(&network, listener);
         if ended.is_empty() {
@@ -71,7 +71,7 @@ impl Bans {
         (ended, self.write(&Change::Unban { network, listener }))
     }
 
-    /// Takes away the bans that have ended, and tells which they were.
+    /// Removes the bans that have expired, and returns them.
     pub fn expire(&self) -> Vec<Arc<Ban>> {
         let now = now();
         if self.list().next_end().is_none_or(|end| now < end) {

@@ -32,7 +32,7 @@ pub struct Office {
 }
 
 impl Office {
-    /// Does what is asked, and tells the lines of the answer.
+    /// Carries out a request and returns the lines of its answer.
     pub fn answer(&self, request: Request) -> Vec<Line> {
         match request {
             Request::Status {} => end(self.status()),
@@ -218,7 +218,7 @@ impl Office {
             Err(error) => {
                 tracing::error!(
                     error = format!("{error:#}"),
-                    "a change of the bans is lost at the next start"
+                    "this change to the bans will be lost at the next start"
                 );
                 Some(format!("it holds until realpeer ends: {error:#}"))
             }

@@ -1,4 +1,4 @@
-//! What goes over the control socket: a request a line, and for each request the lines that
+//! What goes over the control socket: one request per line, and for each request the lines that
 //! answer it, of which the last has the field `ok`.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ pub enum Request {
     /// Ban a client.
     Ban {
         network: Network,
-        /// Seconds; none is for ever.
+        /// Seconds; none means until it is lifted.
         #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
         length: Option<f64>,
         #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -59,7 +59,7 @@ impl TryFrom<String> for Network {
 
     fn try_from(text: String) -> Result<Network, String> {
         let network = networks::parse(&text).map(Network);
-        network.ok_or_else(|| format!("{text:?} is no address and no network"))
+        network.ok_or_else(|| format!("{text:?} is neither an address nor a network"))
     }
 }
 

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// After so much work for a client the client waits as long again.
 const TURN: Duration = Duration::from_millis(10);
 
-/// Serves clients for ever.
+/// Serves clients until the task ends.
 pub async fn serve(bound: Bound, office: Arc<Office>) -> io::Result<()> {
     let listener = UnixListener::from_std(bound.listener.try_clone()?)?;
     let places = Arc::new(Semaphore::new(CLIENTS));
@@ -39,7 +39,7 @@ pub async fn serve(bound: Bound, office: Arc<Office>) -> io::Result<()> {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::debug!(%error, "cannot take a client of the control socket for now");
+                tracing::debug!(%error, "cannot accept a control connection at the moment");
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }

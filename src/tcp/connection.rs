@@ -1,4 +1,4 @@
-//! One client's story, top to bottom: header, destination, upstream, relay.
+//! One connection, from start to end: header, destination, upstream, relay.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -89,7 +89,7 @@ impl Drop for Story {
 /// Both sides connected.
 struct Session {
     backend: Stream,
-    /// Bytes behind the header that the backend has taken.
+    /// Bytes after the header that the backend has taken.
     sent: usize,
     /// Those that it has not taken yet.
     unsent: Vec<u8>,
@@ -200,8 +200,8 @@ impl Story {
         }
     }
 
-    /// Counts and tells a connection that was not refused. Without an `end` of its own, somebody
-    /// made it end.
+    /// Counts and logs a connection that was not refused. Without an `end` of its own, a ban or an
+    /// administrator ended it.
     fn closed(&self, up: u64, down: u64, end: Option<&End>) {
         self.stats(Count::BytesUp, up);
         self.stats(Count::BytesDown, down);
@@ -240,8 +240,8 @@ impl Story {
     }
 }
 
-/// A relay at work. When it is dropped, at its end or because somebody ended it, the session is
-/// counted and told.
+/// A relay at work. When it is dropped, at its end or because it was made to end, the session is
+/// counted and logged.
 struct Carrying<'a> {
     relay: Relay<'a>,
     story: &'a Story,
@@ -267,7 +267,7 @@ fn killed(by: Option<EndedBy>) -> &'static str {
     }
 }
 
-/// Counts a refused connection and logs it, if it is its turn.
+/// Counts a refused connection, and logs it unless it is held back.
 pub fn report(
     proxy: &Proxy,
     stats: &Stats,
@@ -308,7 +308,7 @@ fn words(end: &End) -> String {
     }
 }
 
-/// What a header told, and what came with it.
+/// What a header said, and what came with it.
 struct Head {
     claim: Claim,
     unique_id: Option<Box<[u8]>>,

@@ -28,7 +28,7 @@ const BACKLOG: i32 = 4096;
 const REST: Duration = Duration::from_millis(10);
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
-/// Opens the listening sockets, all on one address, and tells that address.
+/// Opens the listening sockets, all on one address, and returns that address.
 pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
     listening::bind(settings, open)
 }
@@ -53,7 +53,7 @@ fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Takes connections for ever, on worker `own`. Returns only when the listener itself is broken.
+/// Accepts connections, on worker `own`. Returns only when the listener itself is broken.
 pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, own: usize) -> io::Error {
     let listener = match sys::socket::register(socket) {
         Ok(listener) => listener,
@@ -73,7 +73,7 @@ pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, own: usize) -> io::Error {
                 proxy.workers[own].stats.add(Count::AcceptFailed, 1);
                 if let Some(held_back) = proxy.reporter.due(Count::AcceptFailed, Subject::default())
                 {
-                    tracing::error!(%error, heldBack = held_back, "cannot take connections for now: raise LimitNOFILE, or lower -max-connections");
+                    tracing::error!(%error, heldBack = held_back, "cannot accept connections at the moment: raise LimitNOFILE or lower -max-connections");
                 }
                 tokio::time::sleep(rest).await;
                 rest = (rest * 2).min(LONGEST_REST);

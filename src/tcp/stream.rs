@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// A TCP socket that tells when to try again. System calls go straight to the socket; the
+/// A TCP socket that knows when to try again. System calls go straight to the socket; the
 /// reactor is asked only after one of them would block.
 #[derive(Debug)]
 pub struct Stream(AsyncFd<OwnedFd>);

@@ -1,4 +1,4 @@
-//! What is counted and said about datagrams and flows.
+//! What is counted and logged about datagrams and flows.
 
 use std::fmt;
 use std::io;
@@ -68,7 +68,7 @@ pub fn refused(
     }
 }
 
-/// A datagram came cut off.
+/// A datagram was truncated.
 pub fn truncated(proxy: &Proxy, worker: usize) {
     let kind = Count::DatagramTruncated;
     proxy.workers[worker].stats.add(kind, 1);
@@ -89,7 +89,7 @@ pub fn port_replaced(proxy: &Proxy, worker: usize, client: ClientAddr, target: T
     }
 }
 
-/// A flow makes room.
+/// A flow is closed to make room for another.
 pub fn evicted(proxy: &Proxy, worker: usize, open: usize) {
     let kind = Count::FlowEvicted;
     proxy.workers[worker].stats.add(kind, 1);
@@ -97,13 +97,13 @@ pub fn evicted(proxy: &Proxy, worker: usize, open: usize) {
         tracing::warn!(
             open = open as u64,
             heldBack = held_back,
-            "no room for a new flow: the one idle for longest makes room; see -max-flows and LimitNOFILE"
+            "too many flows: closing the one that was idle the longest for a new one; see -max-flows and LimitNOFILE"
         );
     }
 }
 
-/// The kernel told an error of a flow's upstream socket: an ICMP message, mostly, about a datagram
-/// sent before. The flow goes on.
+/// The kernel reported an error on a flow's upstream socket: mostly an ICMP message about an
+/// earlier datagram. The flow continues.
 pub fn upstream_error(proxy: &Proxy, worker: usize, flow: &Flow, error: &io::Error) {
     let Flow { client, target, .. } = *flow;
     let error = match error.raw_os_error() {
@@ -117,7 +117,7 @@ pub fn upstream_error(proxy: &Proxy, worker: usize, flow: &Flow, error: &io::Err
     refused(proxy, worker, flow.back.peer, Some(target), &error.into());
 }
 
-/// Something went wrong with what a flow sends; tells nothing of messages that must not be cut.
+/// A flow could not send; messages that must not be cut are not logged.
 pub fn trouble(proxy: &Proxy, worker: usize, flow: &Flow, trouble: &Trouble<'_>) {
     match trouble {
         Trouble::Uncut(_) => {}
@@ -132,7 +132,7 @@ pub fn trouble(proxy: &Proxy, worker: usize, flow: &Flow, trouble: &Trouble<'_>)
                     frontendRemoteAddr = %canonical(flow.back.peer),
                     targetAddr = %flow.target,
                     heldBack = held_back,
-                    "cannot send datagrams: they are lost"
+                    "cannot send datagrams; they are lost"
                 );
             }
         }

@@ -66,14 +66,14 @@ pub struct Listener {
     yielding: Yielding,
 }
 
-/// Opens the listening sockets, all on one address, and tells that address.
+/// Opens the listening sockets, all on one address, and returns that address.
 pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
     widen_descriptor_table();
     let (sockets, listen) = listening::bind(settings, open)?;
     if sockets.len() > 1
         && let Err(error) = steering::by_client(&sockets, settings.udp_header)
     {
-        tracing::warn!(%error, "a client that comes by several load-balancer sockets may get several ports: the kernel takes no program for SO_ATTACH_REUSEPORT_CBPF");
+        tracing::warn!(%error, "the kernel rejects SO_ATTACH_REUSEPORT_CBPF: a client that arrives through several load-balancer sockets may get several ports");
     }
     Ok((sockets, listen))
 }
@@ -124,7 +124,7 @@ fn hold_bursts(socket: &Socket) {
     }
 }
 
-/// Lets datagrams through for ever, on that worker. Returns only when the listener is broken.
+/// Passes datagrams on, on that worker. Returns only when the listener is broken.
 pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, worker: usize) -> io::Error {
     let mut listener = match Listener::new(proxy, socket, worker) {
         Ok(listener) => listener,

@@ -20,7 +20,7 @@ pub struct Reader {
     bindings: Bindings,
 }
 
-/// What a datagram's header tells.
+/// What a datagram's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Whom it comes from.
@@ -32,7 +32,7 @@ pub struct Reading {
 }
 
 impl Reader {
-    /// Reads as the settings say, with so many bindings at most.
+    /// Reads as the settings say, with at most this many bindings.
     pub fn new(proxy: Arc<Proxy>, bindings: usize) -> Reader {
         Reader {
             style: proxy.settings.udp_header,
