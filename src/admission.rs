@@ -1,25 +1,44 @@
-//! Who may speak, and whom they may name. Pure: no sockets.
+//! Who may speak, and whom they may name. No sockets.
 
-use std::net::IpAddr;
-use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::addr::{ClientAddr, PeerAddr};
 use crate::bans::Bans;
+use crate::claims::Claims;
+use crate::config::{ListenerConfig, Untrusted};
 use crate::networks::Networks;
 use crate::refusal::Refusal;
+
+/// The network that all who are not allowed are in; its family counts for nothing here.
+const EVERYBODY: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+
+/// What becomes of a peer that may connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// It speaks for clients: a header is expected of it.
+    Header,
+    /// It is its own client, and sends no header (`-untrusted serve`).
+    Itself,
+}
 
 /// The rules a peer and its claim are judged by.
 #[derive(Debug, Default)]
 pub struct Admission {
+    /// The name of the listener, which bans may be for.
+    listener: Option<String>,
+    untrusted: Untrusted,
     /// The load balancers that may speak; `None` lets everybody.
     pub allowed_subnets: Option<Networks>,
+    /// The addresses that may be claimed.
+    pub claims: Claims,
     /// The clients that may be named.
-    pub clients: RwLock<ClientRules>,
+    clients: ClientRules,
     /// Those that are banned for now.
-    pub bans: Bans,
+    bans: Arc<Bans>,
 }
 
 /// The clients that files let in or keep out.
@@ -32,36 +51,55 @@ pub struct ClientRules {
 impl ClientRules {
     /// Reads the files that are given. A denied-clients file may be empty, an allowed-clients file
     /// may not: nobody would be served.
-    pub fn load(denied: Option<&Path>, allowed: Option<&Path>) -> Result<ClientRules> {
-        let denied = denied.map(|file| Networks::load_any(file).context("-denied-clients"));
-        let allowed = allowed.map(|file| Networks::load(file).context("-allowed-clients"));
+    fn load(config: &ListenerConfig) -> Result<ClientRules> {
+        let denied = config.denied_clients.as_ref();
+        let denied = denied.map(|list| Networks::of_any(list).context("-denied-clients"));
+        let allowed = config.allowed_clients.as_ref();
+        let allowed = allowed.map(|list| Networks::of(list).context("-allowed-clients"));
         Ok(ClientRules {
             denied: denied.transpose()?,
             allowed: allowed.transpose()?,
         })
     }
 
-    fn judge(&self, client: ClientAddr) -> Result<(), Refusal> {
-        if self
-            .denied
-            .as_ref()
-            .is_some_and(|list| list.contains(client.ip()))
-        {
+    fn judge(&self, client: ClientAddr, spares: impl Fn(&IpNet) -> bool) -> Result<(), Refusal> {
+        let denied = self.denied.as_ref();
+        let denied = denied.and_then(|list| list.narrowest(client.ip()));
+        if denied.is_some_and(|network| !spares(&network)) {
             return Err(Refusal::ClientDenied(client));
         }
         match &self.allowed {
-            Some(list) if !list.contains(client.ip()) => Err(Refusal::ClientNotAllowed(client)),
+            Some(list) if !list.contains(client.ip()) && !spares(&EVERYBODY) => {
+                Err(Refusal::ClientNotAllowed(client))
+            }
             _ => Ok(()),
         }
     }
 }
 
 impl Admission {
-    /// May this peer speak at all?
-    pub fn peer(&self, peer: PeerAddr) -> Result<(), Refusal> {
+    /// Reads the lists that a listener asks for. Fails when one cannot be read.
+    pub fn load(config: &ListenerConfig, claims: Claims, bans: Arc<Bans>) -> Result<Admission> {
+        let allowed = config.allowed_subnets.as_ref();
+        let allowed = allowed.map(|list| Networks::of(list).context("-allowed-subnets"));
+        Ok(Admission {
+            listener: config.name.clone(),
+            untrusted: config.untrusted,
+            allowed_subnets: allowed.transpose()?,
+            claims,
+            clients: ClientRules::load(config)?,
+            bans,
+        })
+    }
+
+    /// May this peer speak at all, and for whom?
+    pub fn peer(&self, peer: PeerAddr) -> Result<Trust, Refusal> {
         match &self.allowed_subnets {
-            Some(allowed) if !allowed.contains(peer.ip()) => Err(Refusal::PeerNotAllowed),
-            _ => Ok(()),
+            Some(allowed) if !allowed.contains(peer.ip()) => match self.untrusted {
+                Untrusted::Refuse => Err(Refusal::PeerNotAllowed),
+                Untrusted::Serve => Ok(Trust::Itself),
+            },
+            _ => Ok(Trust::Header),
         }
     }
 
@@ -71,73 +109,137 @@ impl Admission {
         self.wanted(client)
     }
 
-    /// Whether the client is one that this peer can have. Addresses that no client can have are
-    /// for local peers only, since a backend may trust what seems to come from its own host.
+    /// Whether the client is one that this peer can have. Itself it can always be.
     pub fn plausible(&self, peer: PeerAddr, client: ClientAddr) -> Result<(), Refusal> {
-        if is_bogus(client.ip()) && !peer.ip().is_loopback() {
-            return Err(Refusal::BogusClient(client));
+        if client.0 == peer.0 {
+            return Ok(());
         }
-        Ok(())
+        let named = || self.naming(peer).is_some();
+        let judgement = self.claims.judge(peer, client, named);
+        judgement.map_err(|oddity| Refusal::BogusClient(client, oddity))
     }
 
     /// Whether the client shall be served: a ban goes before the files, and the denied before the
     /// allowed.
     pub fn wanted(&self, client: ClientAddr) -> Result<(), Refusal> {
-        self.free_of_bans(client)?;
-        let rules = self.clients.read().unwrap_or_else(PoisonError::into_inner);
-        rules.judge(client)
+        self.judge(client, |_| false)
+    }
+
+    /// Whether a peer that names no client shall be served. It may be a client that got here
+    /// without a load balancer: all that holds for clients holds for it, unless it is spared.
+    pub fn peer_wanted(&self, peer: PeerAddr) -> Result<(), Refusal> {
+        self.judge(ClientAddr(peer.0), |rule| self.spares(peer, rule))
     }
 
     /// Whether no ban keeps the client away.
     pub fn free_of_bans(&self, client: ClientAddr) -> Result<(), Refusal> {
-        match self.bans.find(client.ip()) {
-            Some(ban) => Err(Refusal::Banned(client, ban)),
-            None => Ok(()),
+        self.judge_bans(client, |_| false)
+    }
+
+    /// As `free_of_bans`, for a peer that names no client.
+    pub fn peer_free_of_bans(&self, peer: PeerAddr) -> Result<(), Refusal> {
+        self.judge_bans(ClientAddr(peer.0), |rule| self.spares(peer, rule))
+    }
+
+    /// Whether a rule about clients passes this peer over when it speaks for itself: no rule must
+    /// end the health checks of a load balancer. A peer of this host is one; so is one that
+    /// `-allowed-subnets` names at least as narrowly as the rule does. A wider network may hold
+    /// clients, too.
+    pub fn spares(&self, peer: PeerAddr, rule: &IpNet) -> bool {
+        let naming = self.naming(peer);
+        peer.ip().is_loopback() || naming.is_some_and(|n| n.prefix_len() >= rule.prefix_len())
+    }
+
+    /// The narrowest network by which `-allowed-subnets` names a peer. Who lets everybody in
+    /// (0.0.0.0/0, ::/0) names nobody.
+    fn naming(&self, peer: PeerAddr) -> Option<IpNet> {
+        let network = self.allowed_subnets.as_ref()?.narrowest(peer.ip())?;
+        (network.prefix_len() > 0).then_some(network)
+    }
+
+    /// Whether `-allowed-subnets` names load balancers, and not everybody.
+    pub fn lists_peers(&self) -> bool {
+        let holds_everybody = |list: &Networks| {
+            let first: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            let widest = first.iter().filter_map(|ip| list.narrowest(*ip));
+            widest.into_iter().any(|network| network.prefix_len() == 0)
+        };
+        let list = self.allowed_subnets.as_ref();
+        list.is_some_and(|list| !holds_everybody(list))
+    }
+
+    fn judge(&self, client: ClientAddr, spares: impl Fn(&IpNet) -> bool) -> Result<(), Refusal> {
+        self.judge_bans(client, &spares)?;
+        self.clients.judge(client, spares)
+    }
+
+    fn judge_bans(
+        &self,
+        client: ClientAddr,
+        spares: impl Fn(&IpNet) -> bool,
+    ) -> Result<(), Refusal> {
+        // It is the narrowest: who is spared it is spared all wider ones.
+        match self.bans.find(client.ip(), self.listener.as_deref()) {
+            Some(ban) if !spares(&ban.network) => Err(Refusal::Banned(client, ban)),
+            _ => Ok(()),
         }
     }
-
-    /// Puts new rules in the place of the old ones, for connections from now on.
-    pub fn replace_rules(&self, rules: ClientRules) {
-        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = rules;
-    }
-}
-
-fn is_bogus(ip: IpAddr) -> bool {
-    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || broadcast
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::canonical;
     use crate::bans::Ban;
     use crate::stats::Count;
 
-    fn judge(peer: &str, client: &str) -> bool {
-        let peer = PeerAddr(peer.parse().unwrap());
-        let client = ClientAddr(canonical(client.parse().unwrap()));
-        Admission::default().client(peer, client).is_ok()
-    }
-
     #[test]
-    fn a_claim_must_be_an_address_a_client_can_have() {
-        for client in [
-            "127.0.0.1:1",
-            "0.0.0.0:1",
-            "224.0.0.1:1",
-            "255.255.255.255:1",
-            "[::1]:1",
-            "[::]:1",
-            "[ff02::1]:1",
-            "[::ffff:127.0.0.1]:1",
-            "[::ffff:224.0.0.1]:1",
+    fn rules_hold_for_peers_that_speak_for_themselves_unless_they_are_named_as_narrowly() {
+        let list = |text: &str| {
+            let mut networks = Networks::default();
+            networks.insert(crate::networks::parse(text).unwrap());
+            Some(networks)
+        };
+        let refusal = |subnets: Option<&str>, rules, peer: &str| {
+            let admission = Admission {
+                allowed_subnets: subnets.and_then(list),
+                clients: rules,
+                ..Admission::default()
+            };
+            let peer = PeerAddr(format!("{peer}:1").parse().unwrap());
+            admission.peer_wanted(peer).err().map(|r| r.count())
+        };
+        let denied = |network: &str| ClientRules {
+            denied: list(network),
+            allowed: None,
+        };
+        for (subnets, network, expected) in [
+            (None, "192.0.2.5", Some(Count::ClientDenied)),
+            (None, "0.0.0.0/0", Some(Count::ClientDenied)),
+            (Some("192.0.2.5"), "192.0.2.5", None),
+            (Some("192.0.2.0/24"), "192.0.2.0/24", None),
+            (Some("192.0.2.0/24"), "192.0.0.0/16", None),
+            (Some("192.0.2.0/24"), "192.0.2.5", Some(Count::ClientDenied)),
+            (Some("0.0.0.0/0"), "0.0.0.0/0", Some(Count::ClientDenied)),
         ] {
-            assert!(!judge("192.0.2.1:1", client), "{client}");
-            assert!(judge("127.0.0.1:1", client), "{client}");
-            assert!(judge("[::1]:1", client), "{client}");
+            let found = refusal(subnets, denied(network), "192.0.2.5");
+            assert_eq!(found, expected, "{subnets:?} {network}");
         }
-        assert!(judge("192.0.2.1:1", "203.0.113.9:0"));
+        assert_eq!(refusal(None, denied("127.0.0.0/8"), "127.0.0.1"), None);
+        for (subnets, expected) in [
+            (None, Some(Count::ClientNotAllowed)),
+            (Some("0.0.0.0/0"), Some(Count::ClientNotAllowed)),
+            (Some("192.0.2.0/24"), None),
+        ] {
+            let rules = ClientRules {
+                denied: None,
+                allowed: list("198.51.100.0/24"),
+            };
+            assert_eq!(
+                refusal(subnets, rules, "192.0.2.5"),
+                expected,
+                "{subnets:?}"
+            );
+        }
     }
 
     #[test]
@@ -147,16 +249,18 @@ mod tests {
             networks.insert(crate::networks::parse(text).unwrap());
             Some(networks)
         };
-        let admission = Admission::default();
+        let admission = Admission {
+            clients: ClientRules {
+                denied: list("203.0.113.0/25"),
+                allowed: list("203.0.113.0/24"),
+            },
+            ..Admission::default()
+        };
         let refusal = |client: &str| {
             let peer = PeerAddr("192.0.2.1:1".parse().unwrap());
             let client = ClientAddr(client.parse().unwrap());
             admission.client(peer, client).err().map(|r| r.count())
         };
-        admission.replace_rules(ClientRules {
-            denied: list("203.0.113.0/25"),
-            allowed: list("203.0.113.0/24"),
-        });
         assert_eq!(refusal("203.0.113.7:1"), Some(Count::ClientDenied));
         assert_eq!(refusal("203.0.113.200:1"), None);
         assert_eq!(refusal("198.51.100.1:1"), Some(Count::ClientNotAllowed));

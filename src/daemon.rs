@@ -1,54 +1,96 @@
-//! The running proxy: the order of start, signals, and the end.
+//! The running process: the order of start, signals, and the end.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use nix::sys::signal::SigSet;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::addr::TargetAddr;
-use crate::admission::{Admission, ClientRules};
 use crate::bans::Bans;
-use crate::config::{Protocol, Settings};
+use crate::claims;
+use crate::config::{ListenerConfig, LogFormat, Process, Source, Verbosity};
 use crate::control;
-use crate::destination::Destinations;
 use crate::doctor;
 use crate::limits;
+use crate::listeners::{Listeners, Prepared};
+use crate::listening::Broken;
 use crate::log;
-use crate::networks::Networks;
 use crate::proxy::{Proxy, Worker};
-use crate::report::Reporter;
-use crate::routing::{self, Marks};
+use crate::report::Volume;
+use crate::routing;
 use crate::stats::Count;
-use crate::sys;
-use crate::tcp;
-use crate::udp;
-use crate::upstream;
+use crate::sys::systemd::Environment;
+use crate::systemd::{self, Manager};
+use crate::upstream::Asking;
 
-/// Runs the proxy until a signal ends it.
-pub async fn run(settings: Settings) -> Result<()> {
-    log::init(settings.verbosity, settings.log_format);
-    let admission = admission(&settings)?;
-    let max_connections = limits::capacity(&settings);
+/// Seconds between attempts to write bans to a disk that was full.
+const MEND_BANS: u64 = 10;
+
+/// Runs the proxy until a signal ends it. `environment` is what systemd passed on.
+pub async fn run(source: Source, environment: Environment) -> Result<()> {
+    let config = match &source {
+        // What is wrong with the rest then goes to the log.
+        Source::Flags(drafts) => {
+            start_log(drafts.0.verbosity, drafts.0.log_format)?;
+            source.read()?
+        }
+        Source::File { .. } => {
+            let config = source.read()?;
+            start_log(config.process.verbosity, config.process.log_format)?;
+            config
+        }
+    };
+    // A signal that comes during the start is honoured when the start is done.
     let mut signals = Signals::new().context("cannot watch for signals")?;
-    let workers = workers(settings.workers).context("cannot start the worker threads")?;
-    let routing = routing::install(&settings).await?;
-    doctor::warn_at_start(&settings).await;
-    let result = serve(
-        settings,
-        admission,
-        max_connections,
+    let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
+    hangups().thread_unblock().context("cannot take SIGHUP")?;
+    let capacity = limits::capacity(&config);
+    let workers = workers(config.process.workers).context("cannot start the worker threads")?;
+    let proxy = Arc::new(Proxy {
+        bans: Arc::new(Bans::default()),
+        host: claims::follow().await,
+        asking: Arc::new(Asking::new().context("cannot open a UDP socket")?),
         workers,
-        routing.marks(),
-        &mut signals,
-    )
-    .await;
+        capacity,
+        volume: Arc::new(Volume::new(config.process.verbosity)),
+        manager: Manager::at(environment.notify.as_deref()).context("NOTIFY_SOCKET")?,
+        draining: AtomicBool::new(false),
+        ended: Notify::new(),
+    });
+    // A second instance on the same port ends here, and has touched nothing. Whoever connects is
+    // served when everything is ready.
+    let prepared = Prepared::first(config.clone(), &proxy)?;
+    open_bans(&config.process, &proxy.bans)?;
+    let control = control::bind(&config.process)?;
+    let routing = routing::install(&config.route_targets(), config.process.routing).await?;
+    doctor::warn_at_start(&config).await;
+    // Netlink connections of the start are closed by tasks of their own: no descriptor is missing
+    // when connections come.
+    tokio::task::yield_now().await;
+    config
+        .listeners
+        .iter()
+        .for_each(|listener| tell(listener, config.label(listener)));
+    let (listeners, breaks) =
+        Listeners::start(source, prepared, Arc::clone(&proxy), routing.handle()).await;
+    proxy.manager.ready();
+    let listeners = Arc::new(listeners);
+    // Until the last connection has ended, and longer than the reloads.
+    let mut reports = JoinSet::new();
+    reports.spawn(report_to_systemd(
+        Arc::clone(&listeners),
+        environment.watchdog,
+    ));
+    let result = serve(&listeners, control, hangup, breaks, &mut signals).await;
+    reports.shutdown().await;
     let restored = routing.restored();
     if restored > 0 {
         tracing::info!(restored, "routing was put back while the proxy ran");
@@ -57,136 +99,130 @@ pub async fn run(settings: Settings) -> Result<()> {
     result
 }
 
+/// Holds back SIGHUP, which would end the process, until `run` takes it. To be called before
+/// anything that may last, such as the look-up of a name; SIGTERM may end that.
+pub fn hold_hangups() -> Result<()> {
+    hangups().thread_block().context("cannot hold back SIGHUP")
+}
+
+fn hangups() -> SigSet {
+    SigSet::from_iter([nix::sys::signal::SIGHUP])
+}
+
+fn start_log(verbosity: Verbosity, format: Option<LogFormat>) -> Result<()> {
+    log::init(verbosity, format).context("cannot start the log")
+}
+
 async fn serve(
-    settings: Settings,
-    admission: Admission,
-    max_connections: usize,
-    workers: Vec<Worker>,
-    marks: Arc<Marks>,
+    listeners: &Arc<Listeners>,
+    control: Option<control::Place>,
+    hangup: Signal,
+    mut breaks: mpsc::UnboundedReceiver<Broken>,
     signals: &mut Signals,
 ) -> Result<()> {
-    let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
-    let control = control::bind(&settings)?;
-    // The listener comes last: who is let in finds everything ready, and no descriptor is missing.
-    let (sockets, listen) = match settings.protocol {
-        Protocol::Tcp => tcp::listener::bind(&settings)?,
-        Protocol::Udp => udp::listener::bind(&settings)?,
-    };
-    let destinations = Destinations::new(&settings, listen);
-    refuse_loops(&settings, &destinations)?;
-    let upstream = upstream::Options {
-        marks,
-        source_port: settings.source_port,
-    };
-    let proxy = Arc::new(Proxy {
-        admission,
-        destinations,
-        upstream,
-        workers,
-        max_connections,
-        reporter: Reporter::new(settings.verbosity, settings.protocol),
-        draining: AtomicBool::new(false),
-        ended: Notify::new(),
-        settings,
-    });
-    tokio::spawn(end_bans(Arc::clone(&proxy)));
-    tokio::spawn(reload_at(hangup, Arc::clone(&proxy)));
-    if let Some(bound) = control {
-        let office = control::Office {
-            proxy: Arc::clone(&proxy),
-            listen,
-            started: std::time::Instant::now(),
-        };
-        tracing::debug!(path = %bound.path.display(), "control socket");
-        tokio::spawn(control::serve(bound, Arc::new(office)));
-    }
-    let mut listeners = JoinSet::new();
-    for (number, socket) in sockets.into_iter().enumerate() {
-        let own = number % proxy.workers.len();
-        let (shared, worker) = (Arc::clone(&proxy), &proxy.workers[own].handle);
-        let protocol = match proxy.settings.protocol {
-            Protocol::Tcp => {
-                listeners.spawn_on(tcp::listener::run(shared, socket, own), worker);
-                "tcp"
-            }
-            Protocol::Udp => {
-                listeners.spawn_on(udp::listener::run(shared, socket, own), worker);
-                "udp"
-            }
-        };
-        tracing::info!(listenerNum = number as u64, protocol, listenAdr = %listen, "listening");
+    let proxy = &listeners.proxy;
+    let mut administration = JoinSet::new();
+    administration.spawn(look_after(Arc::clone(listeners)));
+    administration.spawn(reload_at(hangup, Arc::clone(listeners)));
+    if let Some(place) = control {
+        administration.spawn(administer(place, Arc::clone(listeners)));
     }
     tokio::select! {
         name = signals.next() => tracing::info!(signal = name, open = proxy.open() as u64, "stopping"),
-        Some(ended) = listeners.join_next() => {
-            let error = ended.unwrap_or_else(io::Error::other);
-            return Err(error).context(format!("the listener on {listen} broke"));
+        Some((addr, error)) = breaks.recv() => {
+            return Err(error).context(format!("the listener on {addr} broke"));
         }
     }
+    proxy.manager.stopping();
+    // The one that is started next gets them at once, and with them the bans that come from now on.
+    administration.shutdown().await;
+    proxy.bans.release();
     proxy.draining.store(true, Ordering::Relaxed);
-    listeners.shutdown().await;
+    listeners.stop().await;
+    let patience = listeners.config().await.process.drain_timeout;
     tokio::select! {
-        () = drain(&proxy) => {}
+        () = drain(proxy, patience) => {}
         name = signals.next() => tracing::info!(signal = name, "stopping at once"),
     }
-    farewell(&proxy);
+    farewell(listeners).await;
     Ok(())
 }
 
-fn admission(settings: &Settings) -> Result<Admission> {
-    let file = settings.state_dir.as_ref().map(|directory| {
-        let name = settings.name.as_deref().unwrap_or("realpeer");
-        directory.join(format!("{name}.bans"))
-    });
-    Ok(Admission {
-        allowed_subnets: allowed_subnets(settings)?,
-        clients: RwLock::new(client_rules(settings)?),
-        bans: Bans::open(settings.name.clone(), file.as_deref()).context("-state-dir")?,
-    })
-}
-
-fn client_rules(settings: &Settings) -> Result<ClientRules> {
-    ClientRules::load(
-        settings.denied_clients.as_deref(),
-        settings.allowed_clients.as_deref(),
-    )
-}
-
-/// Reads the lists of clients again at each SIGHUP. A bad file changes nothing.
-async fn reload_at(mut hangup: Signal, proxy: Arc<Proxy>) {
-    while hangup.recv().await.is_some() {
-        match client_rules(&proxy.settings) {
-            Ok(rules) => {
-                proxy.admission.replace_rules(rules);
-                tracing::info!("the lists of clients were read again");
-            }
-            Err(error) => {
-                let error = format!("{error:#}");
-                tracing::error!(error, "the lists of clients stay as they were");
-            }
+/// Tells systemd the counts, and that the workers turn.
+async fn report_to_systemd(listeners: Arc<Listeners>, watchdog: Option<Duration>) {
+    let watch = async {
+        if let Some(time) = watchdog {
+            systemd::watch(&listeners.proxy.manager, &listeners.proxy.workers, time).await;
         }
+    };
+    tokio::join!(systemd::show_status(&listeners), watch);
+}
+
+/// Serves the control socket.
+async fn administer(place: control::Place, listeners: Arc<Listeners>) {
+    let office = control::Office {
+        listeners,
+        started: Instant::now(),
+    };
+    if let Err(error) = control::serve(place, Arc::new(office)).await {
+        tracing::warn!(%error, "the control socket broke");
     }
 }
 
-/// Says when bans end. That they do needs nobody: each look-up compares the time.
-async fn end_bans(proxy: Arc<Proxy>) {
+fn open_bans(process: &Process, bans: &Bans) -> Result<()> {
+    let Some(directory) = &process.state_dir else {
+        return Ok(());
+    };
+    let name = process.name.as_deref().unwrap_or("realpeer");
+    bans.open(&directory.join(format!("{name}.bans")))
+        .context("-state-dir")
+}
+
+/// Reads the configuration again at each SIGHUP. The log tells what came of it.
+async fn reload_at(mut hangup: Signal, listeners: Arc<Listeners>) {
+    while hangup.recv().await.is_some() {
+        let _ = listeners.reload().await;
+    }
+}
+
+/// Once a second: says when bans end, which needs nobody, for each look-up compares the time; tries
+/// again to write down what a full disk did not take; and lets go what a reload left behind.
+async fn look_after(listeners: Arc<Listeners>) {
+    let bans = &listeners.proxy.bans;
     let mut second = tokio::time::interval(Duration::from_secs(1));
-    loop {
+    for seconds in 0u64.. {
         second.tick().await;
-        for ban in proxy.admission.bans.expire() {
+        for ban in bans.expire() {
             tracing::info!(network = %ban.network, reason = ban.reason, listener = ban.listener, "ban ended");
         }
+        if seconds % MEND_BANS == MEND_BANS - 1 && bans.mend().is_ok_and(|mended| mended) {
+            tracing::info!("the bans are written down again");
+        }
+        listeners.tidy().await;
     }
 }
 
-fn allowed_subnets(settings: &Settings) -> Result<Option<Networks>> {
-    let Some(path) = &settings.allowed_subnets else {
+/// What an administrator may not know of a listener.
+fn tell(config: &ListenerConfig, name: Option<&str>) {
+    if config.allowed_subnets.is_none() {
         tracing::warn!(
+            listener = name,
             "no -allowed-subnets: whoever reaches the listener can claim to be any client; list your load balancers in a file"
         );
-        return Ok(None);
+    }
+    // Who gives one target only may not know that the other family has a default.
+    let targets = config.targets;
+    let (flag, clients, default) = match (targets.v4_given, targets.v6_given) {
+        (true, false) => ("-6", "IPv6", TargetAddr(targets.v6.into())),
+        (false, true) => ("-4", "IPv4", TargetAddr(targets.v4.into())),
+        _ => return,
     };
-    Networks::load(path).context("-allowed-subnets").map(Some)
+    if !config.dynamic_destination {
+        tracing::info!(
+            listener = name,
+            "{flag} was not given: {clients} clients go to its default, {default}"
+        );
+    }
 }
 
 /// Threads that each run the connections given to them.
@@ -210,26 +246,9 @@ fn forever(runtime: &Runtime) {
     runtime.block_on(std::future::pending())
 }
 
-/// A target that was asked for and is the listener would loop at the first connection.
-fn refuse_loops(settings: &Settings, destinations: &Destinations) -> Result<()> {
-    let targets = settings.targets;
-    for (flag, given, target) in [
-        ("-4", targets.v4_given, targets.v4.into()),
-        ("-6", targets.v6_given, targets.v6.into()),
-    ] {
-        if given && destinations.is_listener(TargetAddr(target), sys::interfaces::is_local) {
-            bail!(
-                "{flag} {target} is the address realpeer itself listens on (-l {}): connections would loop",
-                settings.listen
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Waits for the open connections to end, for as long as `-drain-timeout` says.
-async fn drain(proxy: &Proxy) {
-    let deadline = Instant::now() + proxy.settings.drain_timeout;
+async fn drain(proxy: &Proxy, patience: Duration) {
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         let ended = proxy.ended.notified();
         if proxy.open() == 0 || timeout_at(deadline, ended).await.is_err() {
@@ -238,10 +257,16 @@ async fn drain(proxy: &Proxy) {
     }
 }
 
-fn farewell(proxy: &Proxy) {
-    let total = |count| proxy.count(count);
+async fn farewell(listeners: &Listeners) {
+    let services = listeners.services().await;
+    let total = |count| {
+        services
+            .iter()
+            .map(|(service, _)| service.record.count(count))
+            .sum::<u64>()
+    };
     tracing::info!(
-        cut = proxy.open() as u64,
+        cut = listeners.proxy.open() as u64,
         accepted = total(Count::Accepted),
         served = total(Count::Served),
         bytesUp = total(Count::BytesUp),
@@ -254,6 +279,7 @@ fn farewell(proxy: &Proxy) {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
 }
 
 impl Signals {
@@ -261,6 +287,8 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            // By default it would dump core and leave the routing behind.
+            quit: signal(SignalKind::quit())?,
         })
     }
 
@@ -268,6 +296,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.quit.recv() => "SIGQUIT",
         }
     }
 }

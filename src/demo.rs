@@ -15,6 +15,8 @@ use nix::unistd::{Pid, getgid, getuid};
 use ppp::v2;
 use rtnetlink::LinkUnspec;
 
+use crate::output::print;
+
 /// Ports need no choice in a namespace of one's own.
 const LISTEN: &str = "127.0.0.1:8443";
 const BACKEND: [&str; 2] = ["127.0.0.1:22", "[::1]:22"];
@@ -30,26 +32,30 @@ pub fn run() -> Result<()> {
     for address in BACKEND {
         serve_backend(TcpListener::bind(address).with_context(|| format!("backend on {address}"))?);
     }
-    println!("In a private network namespace; nothing on this host is touched.\n");
-    println!("A client comes by a load balancer. The backend sees:\n");
+    print("In a private network namespace; nothing on this host is touched.\n\n")?;
+    print("A client comes by a load balancer. The backend sees:\n\n")?;
     let clients: [SocketAddr; 2] = ["203.0.113.9:51234".parse()?, "[2001:db8::9]:51234".parse()?];
     for (client, backend) in clients.into_iter().zip(BACKEND) {
         let seen = ask(backend, &[])?;
-        println!("  without realpeer           {seen:<22} the load balancer, not {client}");
+        print(format_args!(
+            "  without realpeer           {seen:<22} the load balancer, not {client}\n"
+        ))?;
         ensure!(seen.ip().is_loopback(), "the backend saw {seen}");
     }
     let mut proxy = Proxy::start()?;
     for client in clients {
         for (version, header) in [("v1", header_v1(client)), ("v2", header_v2(client)?)] {
             let seen = ask(LISTEN, &header)?;
-            println!("  with realpeer, PROXY {version}    {seen:<22} the client itself");
+            print(format_args!(
+                "  with realpeer, PROXY {version}    {seen:<22} the client itself\n"
+            ))?;
             ensure!(seen == client, "the backend should have seen {client}");
         }
     }
     proxy.stop()?;
-    println!(
-        "\nThe policy routing that this needs was put in by realpeer itself, and is gone again."
-    );
+    print(
+        "\nThe policy routing that this needs was put in by realpeer itself, and is gone again.\n",
+    )?;
     Ok(())
 }
 
@@ -154,7 +160,7 @@ impl Proxy {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
-        println!("\n  realpeer {}\n", flags[..6].join(" "));
+        print(format_args!("\n  realpeer {}\n\n", flags[..6].join(" ")))?;
         let output = child.stdout.take().context("the proxy has no output")?;
         let mut proxy = Proxy(child);
         let mut lines = BufReader::new(output).lines();

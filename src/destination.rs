@@ -1,9 +1,10 @@
 //! A header and its peer → whom to claim to be, and where to go. The one place for TCP and UDP.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
-use crate::config::{Settings, Targets};
+use crate::config::{ListenerConfig, Targets, leads_to};
 use crate::header::Claim;
 use crate::refusal::Refusal;
 
@@ -12,17 +13,22 @@ use crate::refusal::Refusal;
 pub struct Destinations {
     targets: Targets,
     dynamic: bool,
-    listen: SocketAddr,
+    listen: Vec<SocketAddr>,
 }
 
 impl Destinations {
-    /// `listen` is the address really bound (its port known).
-    pub fn new(settings: &Settings, listen: SocketAddr) -> Destinations {
+    /// `listen` are the addresses really bound (their ports known).
+    pub fn new(config: &ListenerConfig, listen: Vec<SocketAddr>) -> Destinations {
         Destinations {
-            targets: settings.targets,
-            dynamic: settings.dynamic_destination,
+            targets: config.targets,
+            dynamic: config.dynamic_destination,
             listen,
         }
+    }
+
+    /// The addresses of the listener.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.listen
     }
 
     /// The client to claim to be and the target to connect to.
@@ -41,6 +47,23 @@ impl Destinations {
         })
     }
 
+    /// Where a client goes now whose header named that target at some earlier time.
+    pub fn anew(&self, client: ClientAddr, named: TargetAddr) -> TargetAddr {
+        match self.dynamic {
+            true => named,
+            false => self.targets.for_client(client.0),
+        }
+    }
+
+    /// A refusal as the log tells it: where it is about the default of a flag that was left out, it
+    /// says so, for nobody wrote that address.
+    pub fn explain<'a>(&self, refusal: &'a Refusal) -> Explained<'a> {
+        let target = refusal.target().filter(|_| !self.dynamic);
+        let left_out =
+            target.and_then(|target| Some((self.targets.flag_left_out(target)?, target)));
+        Explained { refusal, left_out }
+    }
+
     /// Fails if connecting to `target` would come back to our own listener. To be asked once a
     /// connection or flow, not once a datagram: `is_local` may ask the kernel for all addresses.
     pub fn refuse_loop(
@@ -54,17 +77,26 @@ impl Destinations {
         }
     }
 
-    /// Whether connecting to `target` would come back to our own listener. `is_local` tells whether
-    /// an address is one of this host's; it is asked only when the ports make a loop possible.
-    pub fn is_listener(&self, target: TargetAddr, is_local: impl Fn(IpAddr) -> bool) -> bool {
-        let (ours, theirs) = (self.listen.ip().to_canonical(), target.ip().to_canonical());
-        if target.0.port() != self.listen.port() {
-            return false;
+    fn is_listener(&self, target: TargetAddr, is_local: impl Fn(IpAddr) -> bool) -> bool {
+        let mut listen = self.listen.iter();
+        listen.any(|addr| leads_to(target.0, *addr, &is_local))
+    }
+}
+
+/// A refusal with what is to be said about its target.
+#[derive(Debug)]
+pub struct Explained<'a> {
+    refusal: &'a Refusal,
+    left_out: Option<(&'static str, TargetAddr)>,
+}
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.refusal.fmt(f)?;
+        match self.left_out {
+            Some((flag, target)) => write!(f, " ({flag} was not given; its default is {target})"),
+            None => Ok(()),
         }
-        // A socket bound to :: takes IPv4 too; a connection to 0.0.0.0 or :: goes to this host.
-        let covered = ours.is_unspecified() && (ours.is_ipv6() || theirs.is_ipv4());
-        ours == theirs
-            || (covered && (theirs.is_loopback() || theirs.is_unspecified() || is_local(theirs)))
     }
 }
 
@@ -91,7 +123,7 @@ mod tests {
                 v6_given: true,
             },
             dynamic,
-            listen: listen.parse().unwrap(),
+            listen: vec![listen.parse().unwrap()],
         }
     }
 

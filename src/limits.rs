@@ -2,45 +2,56 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::config::{Protocol, Settings};
+use crate::config::{Config, Protocol};
 use crate::tcp;
 
 /// Descriptors that are not connections: standard streams, runtimes, signals, netlink, logs.
 const RESERVED: usize = 32;
 
-/// Raises the open-file limit as far as it goes, and says how many connections or flows may be
-/// open: what was asked for, or what the limit carries.
-pub fn capacity(settings: &Settings) -> usize {
+/// Raises the open-file limit as far as it goes, and says how many connections and flows it
+/// carries. Who asked for more is told.
+pub fn capacity(config: &Config) -> usize {
     let limit = raise_open_files();
-    let carried = carried(settings, limit);
-    let (flag, asked) = match settings.protocol {
-        Protocol::Tcp => ("-max-connections", settings.max_connections),
-        Protocol::Udp => ("-max-flows", settings.max_flows),
-    };
-    let Some(asked) = asked else {
-        return carried;
-    };
-    if asked > carried {
-        tracing::warn!(
-            asked = asked as u64,
-            carried = carried as u64,
-            limit = limit as u64,
-            "the open-file limit does not carry {flag}: raise LimitNOFILE"
-        );
+    let carried = carried(config, limit);
+    for listener in &config.listeners {
+        let (flag, asked) = match listener.protocol {
+            Protocol::Tcp => ("-max-connections", listener.max_connections),
+            Protocol::Udp => ("-max-flows", listener.max_flows),
+        };
+        if let Some(asked) = asked.filter(|asked| *asked > carried) {
+            tracing::warn!(
+                listener = config.label(listener),
+                asked = asked as u64,
+                carried = carried as u64,
+                limit = limit as u64,
+                "the open-file limit does not carry {flag}: raise LimitNOFILE"
+            );
+        }
     }
-    asked
+    carried
 }
 
 /// How many connections or flows so many open files carry. A connection takes two, beside the
 /// pipes that bulk transfers share; a flow takes one, and a UDP listener three.
-pub fn carried(settings: &Settings, limit: usize) -> usize {
-    let fixed = RESERVED + 4 * settings.workers;
-    let carried = match settings.protocol {
-        Protocol::Tcp => {
-            let pipes = (2 * tcp::PIPES_A_WORKER * settings.workers).min(limit / 8);
-            limit.saturating_sub(fixed + settings.listeners + pipes) / 2
+pub fn carried(config: &Config, limit: usize) -> usize {
+    let workers = config.process.workers;
+    let sockets = |protocol| {
+        let listeners = config
+            .listeners
+            .iter()
+            .filter(|listener| listener.protocol == protocol);
+        listeners
+            .map(|listener| listener.listen.len() * listener.listeners)
+            .sum::<usize>()
+    };
+    let (tcp, udp) = (sockets(Protocol::Tcp), sockets(Protocol::Udp));
+    let rest = limit.saturating_sub(RESERVED + 4 * workers + tcp + 3 * udp);
+    let carried = match tcp {
+        0 => rest,
+        _ => {
+            let pipes = (2 * tcp::PIPES_A_WORKER * workers).min(limit / 8);
+            rest.saturating_sub(pipes) / 2
         }
-        Protocol::Udp => limit.saturating_sub(fixed + 3 * settings.listeners),
     };
     carried.max(1)
 }

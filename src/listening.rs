@@ -1,53 +1,246 @@
-//! What listening sockets of both transports have in common.
+//! An address that is listened on: its sockets, and the tasks that take what comes.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use socket2::Socket;
+use anyhow::{Context, Result, anyhow};
+use socket2::SockRef;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-use crate::config::{Protocol, Settings};
+use crate::addr::{PeerAddr, canonical};
+use crate::config::{ListenerConfig, Protocol};
+use crate::service::{Current, Service};
+use crate::sys;
+use crate::tcp;
+use crate::udp;
 
-/// Opens `-listeners` sockets by `open`, all on one address, and tells that address.
-pub fn bind(
-    settings: &Settings,
-    open: fn(SocketAddr, &Settings) -> io::Result<Socket>,
-) -> Result<(Vec<OwnedFd>, SocketAddr)> {
-    let mut listen = settings.listen;
-    let mut sockets = Vec::with_capacity(settings.listeners);
-    for _ in 0..settings.listeners {
-        let socket =
-            open(listen, settings).with_context(|| cannot_listen(listen, settings.protocol))?;
-        // Port 0 lets the kernel choose: the others share its choice.
-        let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
-        listen = bound.context("the listener has no address")?;
-        sockets.push(socket.into());
-    }
-    Ok((sockets, listen))
+/// A listener broke: its address, and why.
+pub type Broken = (SocketAddr, io::Error);
+
+/// The sockets of an address, all bound to it by SO_REUSEPORT.
+#[derive(Debug)]
+pub struct Bound {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The address as it was asked for.
+    pub asked: SocketAddr,
+    /// The address as the kernel knows it: with a port, if none was asked for.
+    pub addr: SocketAddr,
+    sockets: Vec<Arc<OwnedFd>>,
 }
 
-/// Sets what `-listeners`, `-listen-transparent` and the address ask for, before the bind.
-pub fn prepare(socket: &Socket, listen: SocketAddr, settings: &Settings) -> io::Result<()> {
-    if settings.listeners > 1 {
-        socket.set_reuse_port(true)?;
+impl Bound {
+    /// Opens `-listeners` sockets, and binds them. `shared`: a socket of ours that is about to close
+    /// has an address that overlaps.
+    pub fn open(asked: SocketAddr, config: &ListenerConfig, shared: bool) -> Result<Bound> {
+        let protocol = config.protocol;
+        let open = match protocol {
+            Protocol::Tcp => tcp::listener::open,
+            Protocol::Udp => udp::listener::open,
+        };
+        let mut addr = asked;
+        let mut sockets = Vec::with_capacity(config.listeners);
+        for _ in 0..config.listeners {
+            let socket = open(addr, config, shared)
+                .map_err(|error| anyhow!(cannot_listen(addr, protocol, &error)))?;
+            // Port 0 lets the kernel choose: the others share its choice.
+            let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+            addr = bound.context("the listener has no address")?;
+            sockets.push(Arc::new(socket.into()));
+        }
+        if protocol == Protocol::Udp {
+            udp::listener::prepare(&sockets, config);
+        }
+        Ok(Bound {
+            protocol,
+            asked,
+            addr,
+            sockets,
+        })
     }
-    if listen.is_ipv6() {
-        socket.set_only_v6(false)?;
+
+    /// How many sockets there are.
+    pub fn sockets(&self) -> usize {
+        self.sockets.len()
     }
-    match (settings.listen_transparent, listen.is_ipv6()) {
-        (true, true) => socket.set_ip_transparent_v6(true),
-        (true, false) => socket.set_ip_transparent_v4(true),
-        (false, _) => Ok(()),
+
+    /// Takes over what a reload has changed about the sockets.
+    pub fn follow(&self, config: &ListenerConfig) {
+        if self.protocol == Protocol::Udp {
+            return udp::listener::steer(&self.sockets, config);
+        }
+        for socket in &self.sockets {
+            // The same call went well with another value when the socket was opened.
+            let _ = sys::socket::set_keepalive(&SockRef::from(&**socket), config.keepalive);
+        }
+    }
+
+    /// Lets TCP connections come. Fails if somebody else listens there since the sockets were bound.
+    pub fn listen(&self) -> Result<()> {
+        if self.protocol == Protocol::Udp {
+            return Ok(());
+        }
+        for socket in &self.sockets {
+            SockRef::from(&**socket)
+                .listen(tcp::listener::BACKLOG)
+                .map_err(|error| anyhow!(cannot_listen(self.addr, self.protocol, &error)))?;
+        }
+        Ok(())
+    }
+
+    /// Whether other sockets of ours may be bound to an address that overlaps this one.
+    pub fn share(&self, shared: bool) {
+        let shared = shared || self.sockets.len() > 1;
+        for socket in &self.sockets {
+            let _ = SockRef::from(&**socket).set_reuse_port(shared);
+        }
     }
 }
 
-fn cannot_listen(listen: SocketAddr, protocol: Protocol) -> String {
-    let ss = match protocol {
-        Protocol::Tcp => "ss -ltnp",
-        Protocol::Udp => "ss -lunp",
+/// An address that is served.
+#[derive(Debug)]
+pub struct Listening {
+    /// Its sockets.
+    pub bound: Bound,
+    /// The service of its new connections.
+    pub current: Arc<Current>,
+    broken: mpsc::UnboundedSender<Broken>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Listening {
+    /// Takes connections or datagrams from now on.
+    pub fn start(
+        bound: Bound,
+        service: Arc<Service>,
+        broken: mpsc::UnboundedSender<Broken>,
+    ) -> Listening {
+        let mut listening = Listening {
+            current: Arc::new(Current::new(service)),
+            bound,
+            broken,
+            tasks: Vec::new(),
+        };
+        listening.spawn();
+        listening
+    }
+
+    fn spawn(&mut self) {
+        let service = self.current.get();
+        let workers = &service.proxy.workers;
+        for (number, socket) in self.bound.sockets.iter().enumerate() {
+            let own = number % workers.len();
+            let (current, socket) = (Arc::clone(&self.current), Arc::clone(socket));
+            let (broken, addr) = (self.broken.clone(), self.bound.addr);
+            let task = match self.bound.protocol {
+                Protocol::Tcp => workers[own].handle.spawn(async move {
+                    let error = tcp::listener::run(current, socket, own).await;
+                    let _ = broken.send((addr, error));
+                }),
+                Protocol::Udp => workers[own].handle.spawn(async move {
+                    let error = udp::listener::run(current, socket, own).await;
+                    let _ = broken.send((addr, error));
+                }),
+            };
+            self.tasks.push(task);
+        }
+    }
+
+    /// Takes nothing new until `resume`; what is open goes on. New TCP connections are refused by
+    /// the kernel, datagrams of new clients are dropped.
+    pub async fn pause(&mut self) -> io::Result<()> {
+        if self.current.is_paused() {
+            return Ok(());
+        }
+        self.current.pause(true);
+        if self.bound.protocol == Protocol::Tcp {
+            self.stop().await;
+            self.take_waiting();
+            for socket in &self.bound.sockets {
+                sys::socket::stop_listening(&**socket)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes connections again.
+    pub fn resume(&mut self) -> io::Result<()> {
+        if !self.current.is_paused() {
+            return Ok(());
+        }
+        if self.bound.protocol == Protocol::Tcp {
+            for socket in &self.bound.sockets {
+                SockRef::from(&**socket).listen(tcp::listener::BACKLOG)?;
+            }
+            self.spawn();
+        }
+        self.current.pause(false);
+        Ok(())
+    }
+
+    /// Closes. TCP connections that the kernel has taken already are served. UDP flows live on, and
+    /// the socket with them: it is to be closed again when the last has ended.
+    pub async fn close(mut self) -> Option<Listening> {
+        self.current.pause(true);
+        if self.current.flows() > 0 {
+            return Some(self);
+        }
+        self.stop().await;
+        if self.bound.protocol == Protocol::Tcp {
+            self.take_waiting();
+        }
+        None
+    }
+
+    /// Ends its tasks, and with them the flows of UDP.
+    pub async fn stop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        for task in self.tasks.drain(..) {
+            let _ = task.await;
+        }
+    }
+
+    /// Serves the connections that wait to be taken, which the end of the socket would reset.
+    fn take_waiting(&self) {
+        for (number, socket) in self.bound.sockets.iter().enumerate() {
+            let service = self.current.get();
+            let own = number % service.proxy.workers.len();
+            while let Ok((socket, peer)) = sys::socket::accept(&**socket) {
+                tcp::listener::take(&service, socket, PeerAddr(canonical(peer)), own);
+            }
+        }
+    }
+}
+
+/// What the kernel's refusal of a listening socket means, and what to do (ip(7), tcp(7)).
+pub fn cannot_listen(listen: SocketAddr, protocol: Protocol, error: &io::Error) -> String {
+    let port = listen.port();
+    let cure = match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            let list = match protocol {
+                Protocol::Tcp => "ss -ltnp",
+                Protocol::Udp => "ss -lunp",
+            };
+            format!(
+                "another program has the port: `{list} 'sport = {port}'` shows which; stop it, or choose another port with -l"
+            )
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            "no interface of this host has the address: `ip address` lists those it has; for others there is -listen-transparent".to_owned()
+        }
+        Some(libc::EACCES) => {
+            "a port below 1024 needs CAP_NET_BIND_SERVICE: be root, or put AmbientCapabilities=CAP_NET_BIND_SERVICE into the unit".to_owned()
+        }
+        Some(libc::EPERM) => {
+            "-listen-transparent needs CAP_NET_ADMIN or CAP_NET_RAW: be root, or put AmbientCapabilities=CAP_NET_ADMIN into the unit".to_owned()
+        }
+        Some(libc::EAFNOSUPPORT) => "this host has no IPv6: listen on an IPv4 address".to_owned(),
+        _ => return format!("cannot listen on {listen}: {error}"),
     };
-    format!(
-        "cannot listen on {listen}: is the port taken ({ss}), the address this host's, or the port below 1024 without CAP_NET_BIND_SERVICE?"
-    )
+    format!("cannot listen on {listen}: {error}: {cure}")
 }

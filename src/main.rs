@@ -1,12 +1,12 @@
 //! The program `realpeer`.
 
-use std::io::Write;
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use realpeer::cli::{self, Command};
-use realpeer::config::Settings;
-use realpeer::{ban_relay, control, daemon, demo, doctor, routing};
+use realpeer::cli::{self, Command, ConfigAction};
+use realpeer::{ban_relay, config, control, daemon, demo, doctor, log, output, routing, sys};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -16,15 +16,21 @@ fn main() -> ExitCode {
     let command = match cli::parse(&words.collect::<Vec<_>>()) {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("realpeer: {error}");
+            output::complain_as_is(error);
             return ExitCode::from(2);
         }
     };
-    match run(command) {
+    let result = run(command);
+    log::flush();
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("realpeer: {error:#}");
+            match error.downcast_ref::<config::BadFile>() {
+                // Its lines begin with FILE:LINE:COLUMN, as editors expect it.
+                Some(bad) => output::complain_as_is(bad),
+                None => log::last_words(&format!("{error:#}")),
+            }
             let code = error.downcast_ref().map(control::Failure::exit_code);
             ExitCode::from(code.unwrap_or(1))
         }
@@ -34,19 +40,39 @@ fn main() -> ExitCode {
 /// Whether all is well: the doctor may say no without an error.
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Proxy(flags) => wait(daemon::run(Settings::resolve(flags)?))?,
-        Command::Routing(action, form, flags) => {
-            routing::command(action, form, &Settings::resolve(flags)?)?;
+        Command::Proxy(source) => {
+            let environment = sys::systemd::take_environment().context("what systemd passed on")?;
+            daemon::hold_hangups()?;
+            wait(daemon::run(source, environment))?;
         }
-        Command::Doctor(options, flags) => {
-            return doctor::command(&Settings::resolve(flags)?, &options);
-        }
+        Command::Config(action) => config_command(action)?,
+        Command::Routing(action, form, source) => routing::command(action, form, &source.read()?)?,
+        Command::Doctor(options, source) => return doctor::command(&source.read()?, &options),
         Command::BanRelay(flags) => wait(ban_relay::run(flags))?,
         Command::Ctl(flags) => control::run(&flags)?,
         Command::Demo => demo::run()?,
-        Command::Print(text) => std::io::stdout().write_all(text.as_bytes())?,
+        Command::Print(text) => output::print(text).context("cannot print")?,
     }
     Ok(true)
+}
+
+fn config_command(action: ConfigAction) -> Result<()> {
+    let text = match action {
+        ConfigAction::Check(path) => config::good(&path, &config::load(&path, &[])?),
+        ConfigAction::Show(path) => config::in_force(&config::load(&path, &[])?),
+        ConfigAction::ShowRunning { control, name } => {
+            control::config(control.as_deref(), name.as_deref())?
+        }
+        ConfigAction::FromFlags(given, source) => {
+            // What the proxy would refuse, no file makes good.
+            let loops = config::loops(&source.read()?);
+            if !loops.is_empty() {
+                return Err(config::told(&loops));
+            }
+            config::from_flags(&given)
+        }
+    };
+    output::print(text).context("cannot print")
 }
 
 /// Runs a task to its end on the main thread.
@@ -55,5 +81,8 @@ fn wait(task: impl Future<Output = Result<()>>) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(task)
+    let result = runtime.block_on(task);
+    // A look-up of a name may go on that nobody waits for any more.
+    runtime.shutdown_background();
+    result
 }

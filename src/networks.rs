@@ -1,11 +1,27 @@
-//! Lists of networks: a file with an address or CIDR a line, looked up in a trie.
+//! Lists of networks: a file with one address or CIDR per line, looked up in a trie.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
 use prefix_trie::joint::set::JointPrefixSet;
+
+/// A list of networks, or where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkList {
+    /// A file with an address or CIDR a line.
+    File(PathBuf),
+    /// In the configuration file itself.
+    Here(Vec<IpNet>),
+}
+
+impl NetworkList {
+    /// The value of a flag: the name of a file.
+    pub fn file(text: &str) -> Result<NetworkList, String> {
+        Ok(NetworkList::File(text.into()))
+    }
+}
 
 /// A set of networks. A look-up costs a walk down the trie, however many there are.
 #[derive(Clone, Debug, Default)]
@@ -17,11 +33,27 @@ impl Networks {
         let networks = Networks::load_any(path)?;
         if networks.0.is_empty() {
             bail!(
-                "{} lists no network, so nobody could connect; leave the flag away to let everybody",
+                "{} lists no network, so nobody could connect; leave it out to let everybody",
                 path.display()
             );
         }
         Ok(networks)
+    }
+
+    /// The networks of a list that may not be empty.
+    pub fn of(list: &NetworkList) -> Result<Networks> {
+        match list {
+            NetworkList::File(path) => Networks::load(path),
+            NetworkList::Here(networks) => Ok(networks.iter().copied().collect()),
+        }
+    }
+
+    /// As `of`, for a list that may be empty.
+    pub fn of_any(list: &NetworkList) -> Result<Networks> {
+        match list {
+            NetworkList::File(path) => Networks::load_any(path),
+            NetworkList::Here(networks) => Ok(networks.iter().copied().collect()),
+        }
     }
 
     /// As `load`, for a file that may list nothing.
@@ -36,7 +68,7 @@ impl Networks {
             }
             let Some(network) = parse(entry) else {
                 bail!(
-                    "{name}, line {}: {entry:?} is no address and no network such as 10.0.0.0/8",
+                    "{name}, line {}: {entry:?} is neither an address nor a network such as 10.0.0.0/8",
                     number + 1
                 );
             };
@@ -56,9 +88,20 @@ impl Networks {
         self.0.get_lpm(network).or_else(within)
     }
 
+    /// The narrowest network of the list that holds `ip`, which must not be IPv4-mapped.
+    pub fn narrowest(&self, ip: IpAddr) -> Option<IpNet> {
+        self.0.get_lpm(&ip.into())
+    }
+
     /// Whether a network of the list holds `ip`, which must not be IPv4-mapped.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        self.0.get_lpm(&ip.into()).is_some()
+        self.narrowest(ip).is_some()
+    }
+}
+
+impl FromIterator<IpNet> for Networks {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(networks: I) -> Networks {
+        Networks(networks.into_iter().collect())
     }
 }
 

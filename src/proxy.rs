@@ -1,37 +1,39 @@
-//! What all connections of a running proxy share.
+//! What all connections of a running process share, whichever listener they came by.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::addr::PeerAddr;
-use crate::admission::Admission;
-use crate::config::Settings;
-use crate::destination::Destinations;
-use crate::report::Reporter;
-use crate::sessions::{EndedBy, Route, Session, SessionId, Sessions};
-use crate::stats::{Count, Stats};
-use crate::upstream;
+use crate::addr::TargetAddr;
+use crate::bans::Bans;
+use crate::claims::Host;
+use crate::report::Volume;
+use crate::sessions::{EndedBy, Session, SessionId, Sessions};
+use crate::systemd::Manager;
+use crate::upstream::Asking;
 
-/// The running proxy, as its connections see it.
+/// The running process, as its listeners and connections see it.
 #[derive(Debug)]
 pub struct Proxy {
-    /// As asked for on the command line.
-    pub settings: Settings,
-    /// Who may speak.
-    pub admission: Admission,
-    /// Where connections go.
-    pub destinations: Destinations,
+    /// The clients that are banned for now.
+    pub bans: Arc<Bans>,
+    /// The addresses of this host, which not everybody may claim.
+    pub host: Arc<ArcSwap<Host>>,
     /// For the sockets that claim addresses.
-    pub upstream: upstream::Options,
+    pub asking: Arc<Asking>,
     /// The threads that carry connections.
     pub workers: Vec<Worker>,
-    /// Connections, or UDP flows, open at once, at most.
-    pub max_connections: usize,
-    /// What is said about refused connections.
-    pub reporter: Reporter,
+    /// Connections and flows that the open-file limit carries.
+    pub capacity: usize,
+    /// How much is logged.
+    pub volume: Arc<Volume>,
+    /// Hears of start, reload and end.
+    pub manager: Manager,
     /// No new connections are taken, and the end of each is told.
     pub draining: AtomicBool,
     /// Told at each connection's end while draining.
@@ -39,22 +41,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Connections open now.
+    /// Connections and flows open now.
     pub fn open(&self) -> usize {
         self.workers.iter().map(Worker::open).sum()
     }
 
-    /// A count, summed over the workers.
-    pub fn count(&self, count: Count) -> u64 {
-        self.workers
-            .iter()
-            .map(|worker| worker.stats.read(count))
-            .sum()
-    }
-
-    /// A place for a new connection on the worker that carries the fewest, `own` if it is one of
-    /// them; `None` when `max_connections` are open.
-    pub fn place(self: &Arc<Proxy>, own: usize) -> Option<Slot> {
+    /// The worker that carries the fewest, `own` if it is one of them, and how many all carry.
+    pub fn idlest(&self, own: usize) -> (usize, usize) {
         let mut total = 0;
         let (mut best, mut fewest) = (own, self.workers[own].open());
         for (index, worker) in self.workers.iter().enumerate() {
@@ -64,15 +57,16 @@ impl Proxy {
                 (best, fewest) = (index, open);
             }
         }
-        if total >= self.max_connections {
-            return None;
-        }
-        self.workers[best].open.fetch_add(1, Ordering::Relaxed);
-        Some(Slot {
-            proxy: Arc::clone(self),
-            worker: best,
-            session: None,
-        })
+        (best, total)
+    }
+
+    /// The targets of the sessions that were open at `then`; `None` for one that may go to any of
+    /// that time.
+    pub fn targets_since(&self, then: Instant) -> HashSet<Option<TargetAddr>> {
+        let workers = self.workers.iter();
+        workers
+            .flat_map(|worker| worker.sessions.targets_since(then))
+            .collect()
     }
 
     /// Ends the sessions that `which` says, and tells how many.
@@ -89,8 +83,6 @@ impl Proxy {
 pub struct Worker {
     /// Spawns tasks onto the thread.
     pub handle: Handle,
-    /// What happened on it.
-    pub stats: Stats,
     /// The connections that it carries.
     pub sessions: Sessions,
     open: AtomicUsize,
@@ -102,7 +94,6 @@ impl Worker {
     pub fn new(handle: Handle, number: usize, workers: usize) -> Worker {
         Worker {
             handle,
-            stats: Stats::default(),
             sessions: Sessions::new(number, workers),
             open: AtomicUsize::new(0),
         }
@@ -113,66 +104,13 @@ impl Worker {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Notes that it carries one UDP flow more.
-    pub fn flow_began(&self) {
+    /// Notes that it carries one connection or UDP flow more.
+    pub fn began(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that it carries one UDP flow less.
-    pub fn flow_ended(&self) {
+    /// Notes that it carries one connection or UDP flow less.
+    pub fn ended(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An open connection's place on its worker, given up when dropped.
-#[derive(Debug)]
-pub struct Slot {
-    /// The proxy it belongs to.
-    pub proxy: Arc<Proxy>,
-    worker: usize,
-    session: Option<SessionId>,
-}
-
-impl Slot {
-    /// Runs a connection's task on the worker, listed among its sessions.
-    pub fn start<F>(mut self, peer: PeerAddr, task: impl FnOnce(Slot) -> F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let (proxy, index) = (Arc::clone(&self.proxy), self.worker);
-        let worker = &proxy.workers[index];
-        worker.sessions.begin(peer, |id| {
-            self.session = Some(id);
-            worker.handle.spawn(task(self)).abort_handle()
-        });
-    }
-
-    /// Tells the sessions' list whose connection it is.
-    pub fn introduce(&self, route: Route) {
-        if let Some(id) = self.session {
-            self.worker().sessions.introduce(id, route);
-        }
-    }
-
-    /// Whose will it is that the connection ends, if somebody's.
-    pub fn ended_by(&self) -> Option<EndedBy> {
-        self.worker().sessions.ended_by(self.session?)
-    }
-
-    /// The worker it is on.
-    pub fn worker(&self) -> &Worker {
-        &self.proxy.workers[self.worker]
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(id) = self.session {
-            self.worker().sessions.end(id);
-        }
-        self.worker().open.fetch_sub(1, Ordering::Relaxed);
-        if self.proxy.draining.load(Ordering::Relaxed) {
-            self.proxy.ended.notify_waiters();
-        }
     }
 }

@@ -2,8 +2,8 @@
 //! connection comes here when it begins, when its client is known and when it ends, and never in
 //! between: carrying bytes costs nothing for it.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -20,6 +20,8 @@ pub type SessionId = u64;
 /// What is known of an open connection.
 #[derive(Clone, Debug)]
 pub struct Session {
+    /// The name of the listener that it came by.
+    pub listener: Option<Arc<str>>,
     /// The load balancer.
     pub peer: PeerAddr,
     /// When it was taken.
@@ -46,7 +48,8 @@ pub struct Route {
     pub client: ClientAddr,
     /// The backend.
     pub target: TargetAddr,
-    /// The header named the client, so that bans hold for it; a health check has none.
+    /// The header named the client; without one the load balancer, or who got here in its place,
+    /// speaks for itself.
     pub named: bool,
 }
 
@@ -75,8 +78,14 @@ struct Open {
 }
 
 impl Session {
-    fn new(peer: PeerAddr, route: Option<Route>, means: Means) -> Session {
+    fn new(
+        listener: Option<Arc<str>>,
+        peer: PeerAddr,
+        route: Option<Route>,
+        means: Means,
+    ) -> Session {
         Session {
+            listener,
             peer,
             began: Instant::now(),
             route,
@@ -109,18 +118,29 @@ impl Sessions {
 
     /// Lists a connection whose task `start` spawns. The task may come here only from another
     /// thread or later, which spawning onto a runtime makes sure of.
-    pub fn begin(&self, peer: PeerAddr, start: impl FnOnce(SessionId) -> AbortHandle) {
+    pub fn begin(
+        &self,
+        peer: PeerAddr,
+        listener: Option<Arc<str>>,
+        start: impl FnOnce(SessionId) -> AbortHandle,
+    ) {
         let mut open = self.open();
         let id = open.next_id();
         let means = Means::Task(start(id));
-        open.sessions.insert(id, Session::new(peer, None, means));
+        open.sessions
+            .insert(id, Session::new(listener, peer, None, means));
     }
 
     /// Lists a UDP flow.
-    pub fn begin_flow(&self, peer: PeerAddr, route: Route) -> SessionId {
+    pub fn begin_flow(
+        &self,
+        peer: PeerAddr,
+        listener: Option<Arc<str>>,
+        route: Route,
+    ) -> SessionId {
         let mut open = self.open();
         let id = open.next_id();
-        let session = Session::new(peer, Some(route), Means::Flow);
+        let session = Session::new(listener, peer, Some(route), Means::Flow);
         open.sessions.insert(id, session);
         id
     }
@@ -172,6 +192,18 @@ impl Sessions {
         all
     }
 
+    /// Where connections go that were open at `then`, each target once; `None` for those whose
+    /// header is still read.
+    pub fn targets_since(&self, then: Instant) -> HashSet<Option<TargetAddr>> {
+        let mut all = HashSet::new();
+        self.visit(|_, session| {
+            if session.began <= then {
+                all.insert(session.route.map(|route| route.target));
+            }
+        });
+        all
+    }
+
     /// Goes through all of them, page by page, so that no connection waits for long.
     fn visit(&self, mut action: impl FnMut(SessionId, &mut Session)) {
         let mut ids: Vec<SessionId> = self.open().sessions.keys().copied().collect();
@@ -201,7 +233,7 @@ mod tests {
         let mut tasks = Vec::new();
         for _ in 0..PAGE * 2 + 1 {
             let peer = PeerAddr("192.0.2.5:1".parse().unwrap());
-            sessions.begin(peer, |id| {
+            sessions.begin(peer, None, |id| {
                 let task = tokio::spawn(std::future::pending::<()>());
                 let abort = task.abort_handle();
                 tasks.push((id, task));

@@ -1,4 +1,4 @@
-//! What happened, counted by each worker on its own and summed when somebody asks.
+//! Counters, one set for each worker, summed when they are read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,7 +41,7 @@ counts! {
     HeaderCut => "headerCut",
     /// Peers that did not finish their header in time.
     HeaderTimeout => "headerTimeout",
-    /// Peers that sent something else than a header.
+    /// Peers that sent something other than a header.
     HeaderAbsent => "headerAbsent",
     /// Headers that break the protocol.
     HeaderBad => "headerBad",
@@ -53,8 +53,14 @@ counts! {
     ClientDenied => "clientDenied",
     /// Headers that claim a client outside the allowed-clients file.
     ClientNotAllowed => "clientNotAllowed",
+    /// Clients that have, or open, more connections than one may.
+    TooManyOfClient => "tooManyOfClient",
+    /// New UDP clients of a listener that is drained.
+    Drained => "drained",
     /// Sessions that a ban or the administrator ended.
     Killed => "killed",
+    /// TCP sessions that `-idle-timeout` ended.
+    Idle => "idle",
     /// Connections that would have come back to the listener.
     TargetIsListener => "targetIsListener",
     /// Headers whose destination cannot be connected to.
@@ -67,12 +73,34 @@ counts! {
     DatagramsDown => "datagramsDown",
     /// Datagrams that the kernel would not take from us.
     DatagramLost => "datagramLost",
-    /// Datagrams longer than any can be, dropped.
+    /// Datagrams longer than the largest possible one, dropped.
     DatagramTruncated => "datagramTruncated",
     /// UDP flows that made room for others.
     FlowEvicted => "flowEvicted",
     /// Times the listener had to wait for descriptors or memory.
     AcceptFailed => "acceptFailed",
+}
+
+impl Count {
+    /// Those of connections and datagrams that were refused.
+    pub const REFUSALS: &[Count] = &[
+        Count::PeerNotAllowed,
+        Count::TooManyConnections,
+        Count::Silent,
+        Count::HeaderCut,
+        Count::HeaderTimeout,
+        Count::HeaderAbsent,
+        Count::HeaderBad,
+        Count::BogusClient,
+        Count::Banned,
+        Count::ClientDenied,
+        Count::ClientNotAllowed,
+        Count::TooManyOfClient,
+        Count::Drained,
+        Count::TargetIsListener,
+        Count::BadDestination,
+        Count::UpstreamFailed,
+    ];
 }
 
 /// One worker's counters, on cache lines of their own so that no two workers share one.

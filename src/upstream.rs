@@ -1,20 +1,18 @@
 //! Opens the socket that claims the client's address. Knows nothing of PROXY headers.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::addr::{ClientAddr, TargetAddr};
 use crate::config::SourcePort;
 use crate::routing::Marks;
 use crate::sys;
-
-/// Both sides of a connection are probed after so much silence, and so often.
-pub const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// SYNs that are sent again before the kernel gives up: go-mmproxy's TCP_SYNCNT.
 const SYN_COUNT: i32 = 2;
@@ -22,10 +20,38 @@ const SYN_COUNT: i32 = 2;
 /// What upstream sockets have in common.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// SO_MARK, by the target.
+    /// SO_MARK by the target, where the routing needs one.
     pub marks: Arc<Marks>,
+    /// SO_MARK of every socket (`-mark`).
+    pub mark: Option<u32>,
     /// About the claimed source port.
     pub source_port: SourcePort,
+    /// As `sys::socket::set_keepalive`.
+    pub keepalive: Option<Duration>,
+    /// Asks the kernel about addresses.
+    pub asking: Arc<Asking>,
+}
+
+impl Options {
+    fn mark(&self, target: TargetAddr) -> Option<u32> {
+        self.mark.or_else(|| self.marks.of(target.ip()))
+    }
+}
+
+/// Asks the kernel about addresses, by connect(2); it never sends. One for all, because a new one
+/// takes as long as all else that a flow begins with.
+#[derive(Debug)]
+pub struct Asking(Socket);
+
+impl Asking {
+    /// Fails when there can be no socket.
+    pub fn new() -> io::Result<Asking> {
+        let asking = asking_socket()?;
+        // It keeps the source address of its first question, which need not stay this host's. Who
+        // may not claim addresses is told so by the first connection.
+        let _ = asking.set_ip_transparent_v4(true);
+        Ok(Asking(asking))
+    }
 }
 
 /// The kind of socket that claims a client's address.
@@ -74,6 +100,10 @@ pub enum UpstreamError {
         /// How long we waited.
         after: Duration,
     },
+    /// The kernel gave the socket another address or port than the claimed one, as it does when
+    /// the claim is a broadcast or multicast address.
+    #[error("the kernel would not send from {0}, but from another address: no client has it")]
+    NotAsClaimed(ClientAddr),
     /// A firewall answered with an ICMP message.
     #[error(
         "refused by a {} firewall, which rejects connections to the backend {target} by ICMP: is the client banned there?",
@@ -147,6 +177,12 @@ pub fn failure(client: ClientAddr, target: TargetAddr, source: io::Error) -> Ups
     }
 }
 
+/// Whether an error tells of a connection that was there before it broke: a reset in answer to a SYN
+/// is ECONNREFUSED (tcp_reset in net/ipv4/tcp_input.c).
+pub fn had_answered(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ECONNRESET | libc::EPIPE))
+}
+
 fn attempt(
     source: ClientAddr,
     target: TargetAddr,
@@ -167,9 +203,68 @@ fn attempt(
         })
         .and_then(|()| socket.connect(&target.0.into()));
     match begun {
-        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(failure(source, target, e)),
-        _ => Ok(socket.into()),
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => {
+            return Err(failure(source, target, e));
+        }
+        _ => {}
     }
+    match is_as_claimed(&socket, source, kind, options) {
+        Ok(true) => Ok(socket.into()),
+        Ok(false) => Err(UpstreamError::NotAsClaimed(source)),
+        Err(e) => Err(failure(source, target, e)),
+    }
+}
+
+/// Whether a connected socket sends from the claimed address, and port if one is claimed.
+///
+/// bind(2) takes a broadcast or multicast address, and connect(2) then chooses another: 127.0.0.1
+/// towards loopback (inet_bind in the kernel's net/ipv4/af_inet.c clears inet_saddr).
+fn is_as_claimed(
+    socket: &Socket,
+    source: ClientAddr,
+    kind: Kind,
+    options: &Options,
+) -> io::Result<bool> {
+    let own = socket.local_addr()?.as_socket();
+    let same = own.is_some_and(|own| {
+        own.ip() == source.ip() && (source.0.port() == 0 || own.port() == source.0.port())
+    });
+    Ok(match kind {
+        Kind::Stream => same,
+        // A UDP socket tells what it was bound to, not what it sends from.
+        Kind::Datagram { .. } => same && !is_group(source.ip(), &options.asking.0)?,
+    })
+}
+
+/// Whether the kernel takes `ip` for more than one host.
+fn is_group(ip: IpAddr, asking: &Socket) -> io::Result<bool> {
+    let IpAddr::V4(v4) = ip else {
+        return Ok(ip.is_multicast());
+    };
+    if v4.is_multicast() || v4.is_broadcast() {
+        return Ok(true);
+    }
+    if !is_forbidden(asking, v4) {
+        return Ok(false);
+    }
+    // A route of the type prohibit answers the same, but with SO_BROADCAST, too.
+    let asking = asking_socket()?;
+    if !is_forbidden(&asking, v4) {
+        return Ok(false);
+    }
+    asking.set_broadcast(true)?;
+    Ok(!is_forbidden(&asking, v4))
+}
+
+/// connect(2) to a broadcast address fails with EACCES without SO_BROADCAST.
+fn is_forbidden(asking: &Socket, ip: Ipv4Addr) -> bool {
+    let any_port = SocketAddr::new(ip.into(), 9);
+    let result = asking.connect(&any_port.into());
+    result.is_err_and(|e| e.raw_os_error() == Some(libc::EACCES))
+}
+
+fn asking_socket() -> io::Result<Socket> {
+    Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))
 }
 
 /// A socket that may bind to an address that is not this host's.
@@ -190,11 +285,11 @@ fn claiming_socket(
     } else {
         socket.set_ip_transparent_v6(true)?;
     }
-    if let Some(mark) = options.marks.of(target.ip()) {
+    if let Some(mark) = options.mark(target) {
         socket.set_mark(mark)?;
     }
     match kind {
-        Kind::Stream => stream_options(&socket, source)?,
+        Kind::Stream => stream_options(&socket, source, options.keepalive)?,
         // Two UDP sockets of one address and port tell their datagrams apart only by the target:
         // with the same one, all answers would go to the one of them.
         Kind::Datagram { shared: true } => socket.set_reuse_address(true)?,
@@ -203,7 +298,11 @@ fn claiming_socket(
     Ok(socket)
 }
 
-fn stream_options(socket: &Socket, source: ClientAddr) -> io::Result<()> {
+fn stream_options(
+    socket: &Socket,
+    source: ClientAddr,
+    keepalive: Option<Duration>,
+) -> io::Result<()> {
     if source.0.port() == 0 {
         // The kernel chooses the port at connect(2), where only the whole 4-tuple must be free.
         setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
@@ -212,9 +311,6 @@ fn stream_options(socket: &Socket, source: ClientAddr) -> io::Result<()> {
     }
     sys::socket::set_option(socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_COUNT)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE)
-            .with_interval(KEEPALIVE),
-    )
+    socket.set_out_of_band_inline(true)?;
+    sys::socket::set_keepalive(socket, keepalive)
 }

@@ -1,26 +1,26 @@
-//! Leaving the core, for a moment, to those who fill the sockets that we read.
+//! Yields the core for a moment to the processes that fill the sockets we read.
 //!
-//! Where sender and receiver run on the same host as the proxy, all of them share its cores. Who
-//! reads as soon as there is anything reads little at a time, and each time costs the same: after
-//! a sched_yield(2) more has come, and a byte or a datagram costs a third to a half less. Where
-//! nobody waits for the core the call returns at once.
+//! Where sender and receiver run on the proxy's own host, they share its cores. A reader that
+//! wakes up for every bit of data reads little each time, at the same cost per read: after a
+//! sched_yield(2) more has arrived, and a byte or a datagram costs a third to a half less. Where
+//! no process waits for the core, the call returns at once.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Those who fill sockets sleep sooner than that. A program that computes without end takes a
-/// whole time slice, some milliseconds.
+/// Processes that fill sockets go to sleep sooner than that. One that only computes uses up its
+/// time slice, some milliseconds.
 const LONG: Duration = Duration::from_micros(500);
 
-/// Leaves a worker's core, in measure.
+/// Yields a worker's core, but not too often.
 #[derive(Debug, Default)]
 pub struct Yielding {
     due: Option<Instant>,
 }
 
 impl Yielding {
-    /// Leaves the core to others, and tells for how long that was. After a long time we stay for
-    /// as long: beside a program that computes without end, half of the time remains ours.
+    /// Yields the core and returns for how long. After a long time we keep it for as long: beside
+    /// a program that only computes, half of the time remains ours.
     pub fn leave_core(&mut self) -> Duration {
         let left = Instant::now();
         if self.due.is_some_and(|due| left < due) {

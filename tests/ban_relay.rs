@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::fail2ban::{Fail2ban, idle_jail};
@@ -27,12 +28,29 @@ struct Scene {
     server: Host,
     ingress: Host,
     relay: Running,
-    _files: TempDir,
+    wrapper: Vec<String>,
+    flags: Vec<String>,
+    files: Vec<TempDir>,
 }
 
 impl Scene {
     fn new(flags: &[&str]) -> Scene {
         Scene::under(&[], flags)
+    }
+
+    /// Two application servers, at 192.0.2.5 and 192.0.2.6, and a relay that keeps what it knows.
+    fn of_two_servers(flags: &[&str]) -> Scene {
+        Scene::of_two_servers_under(&[], flags)
+    }
+
+    fn of_two_servers_under(wrapper: &[&str], flags: &[&str]) -> Scene {
+        let files = TempDir::new();
+        let callers = files.file("callers", "192.0.2.5\n192.0.2.6\n");
+        let state = files.path("state").display().to_string();
+        let own = ["-allowed-subnets", &callers, "-state-dir", &state];
+        let mut scene = Scene::under(wrapper, &[&own, flags].concat());
+        scene.files.push(files);
+        scene
     }
 
     fn under(wrapper: &[&str], flags: &[&str]) -> Scene {
@@ -51,12 +69,15 @@ impl Scene {
             "-allowed-subnets",
             &callers,
         ];
-        let relay = Program::Realpeer.start_under(wrapper, &ingress, &[&usual, flags].concat());
+        let flags = [&usual, flags].concat();
+        let relay = Program::Realpeer.start_under(wrapper, &ingress, &flags);
         Scene {
             server,
             ingress,
             relay,
-            _files: files,
+            wrapper: wrapper.iter().map(|word| (*word).to_owned()).collect(),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            files: vec![files],
         }
     }
 
@@ -76,6 +97,54 @@ impl Scene {
     #[track_caller]
     fn change(&self, mode: &str, target: &str) -> (u16, Value) {
         self.post(&json!({"mode": mode, "target": target}).to_string())
+    }
+
+    /// As `change`, from one of the server's addresses and with what else the call says.
+    #[track_caller]
+    fn change_from(&self, from: &str, mut call: Value, target: &str) -> String {
+        call["target"] = target.into();
+        let mut stream = self.server.dial_from(&format!("{from}:0"), RELAY);
+        stream
+            .write_all(&request("POST /", Some(TOKEN), &call.to_string()))
+            .expect("send a request");
+        let (status, said) = answer(stream);
+        assert_eq!(status, 200, "{said}");
+        said["done"].as_str().expect("what was done").to_owned()
+    }
+
+    /// Ends the relay at once and starts another with the same flags.
+    fn restart(&mut self) {
+        self.kill_relay();
+        self.start_relay();
+    }
+
+    fn kill_relay(&mut self) {
+        self.relay.signal(Signal::SIGKILL);
+        self.relay.wait_for_exit();
+    }
+
+    fn start_relay(&mut self) {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let wrapper: Vec<&str> = self.wrapper.iter().map(String::as_str).collect();
+        self.relay = Program::Realpeer.start_under(&wrapper, &self.ingress, &flags);
+    }
+
+    /// The element of a set that holds an address, with its time-out if it has one.
+    fn element(&self, target: &str) -> Option<String> {
+        let listed = self.set("banned");
+        let (_, elements) = listed.split_once("elements = {")?;
+        let mut elements = elements.split([',', '}']).map(str::trim);
+        let found = elements.find(|element| element.split(' ').next() == Some(target));
+        found.map(|element| match element.split_once(" expires ") {
+            Some((element, _)) => element.to_owned(),
+            None => element.to_owned(),
+        })
+    }
+
+    /// The administrator's own ban.
+    fn add_by_hand(&self, element: &str) {
+        let rule = format!("add element inet filter banned {{ {element} }}");
+        self.ingress.run(&["nft", &rule]);
     }
 
     fn bans(&self) -> Value {
@@ -164,6 +233,204 @@ fn an_nft_ban_ends_by_itself() {
     scene.change("ban", "203.0.113.9");
     scene.change("ban", "203.0.113.9");
     wait_until("the ban has ended", || scene.bans() == json!([]));
+}
+
+const ONE: &str = "192.0.2.5";
+const TWO: &str = "192.0.2.6";
+
+fn ban_for(seconds: i64) -> Value {
+    json!({"mode": "ban", "seconds": seconds})
+}
+
+fn unban() -> Value {
+    json!({"mode": "unban"})
+}
+
+#[test]
+fn a_servers_unban_ends_its_own_ban_only() {
+    let mut scene = Scene::of_two_servers(&[]);
+    let target = "203.0.113.9";
+    let timeout = |scene: &Scene| scene.element(target);
+    for restart in [false, true] {
+        assert_eq!(scene.change_from(ONE, ban_for(7200), target), "banned");
+        let second = scene.change_from(TWO, ban_for(600), target);
+        assert_eq!(second, "was banned already");
+        assert_eq!(
+            timeout(&scene).as_deref(),
+            Some("203.0.113.9 timeout 2h"),
+            "no ban is shortened by another"
+        );
+        if restart {
+            scene.restart();
+        }
+        for _ in 0..2 {
+            let done = scene.change_from(ONE, unban(), target);
+            assert_eq!(done, "still banned: not by this caller");
+        }
+        let left = timeout(&scene).expect("it is in the set");
+        let left = left.rsplit_once(' ').expect("a time-out").1;
+        assert!(left == "10m" || left.starts_with("9m5"), "{left}");
+        assert_eq!(scene.change_from(TWO, unban(), target), "unbanned");
+        assert_eq!(timeout(&scene), None);
+        assert_eq!(scene.change_from(TWO, unban(), target), "was not banned");
+    }
+}
+
+#[test]
+fn the_administrators_own_bans_are_neither_shortened_nor_ended() {
+    let mut scene = Scene::of_two_servers(&[]);
+    for (own, whole) in [
+        ("203.0.113.1", "203.0.113.1"),
+        ("203.0.113.2 timeout 1d", "203.0.113.2 timeout 1d"),
+    ] {
+        let target = own.split(' ').next().expect("an address");
+        scene.add_by_hand(own);
+        let untouched = |scene: &Scene| assert_eq!(scene.element(target).as_deref(), Some(whole));
+        let others = "still banned: not by this caller";
+        assert_eq!(scene.change_from(TWO, unban(), target), others);
+        untouched(&scene);
+        let done = scene.change_from(ONE, ban_for(60), target);
+        assert_eq!(done, "was banned already");
+        untouched(&scene);
+        scene.restart();
+        assert_eq!(scene.change_from(ONE, unban(), target), others);
+        untouched(&scene);
+    }
+    // A shorter one of theirs holds for its time, too.
+    let target = "203.0.113.3";
+    scene.add_by_hand("203.0.113.3 timeout 1h");
+    scene.change_from(ONE, ban_for(-1), target);
+    assert_eq!(scene.element(target).as_deref(), Some(target));
+    scene.change_from(ONE, unban(), target);
+    let left = scene.element(target).expect("it is in the set");
+    assert!(
+        left.ends_with(" 1h") || left.contains(" timeout 59m"),
+        "{left}"
+    );
+    // What they take out is out.
+    let rule = format!("delete element inet filter banned {{ {target} }}");
+    scene.ingress.run(&["nft", &rule]);
+    scene.change_from(ONE, ban_for(60), target);
+    assert_eq!(scene.change_from(ONE, unban(), target), "unbanned");
+    assert_eq!(scene.element(target), None);
+}
+
+/// What the firewall lost is put back for the rest of its time, and nothing else is.
+#[test]
+fn bans_survive_a_reboot_of_the_ingress() {
+    let mut scene = Scene::of_two_servers(&[]);
+    scene.change_from(ONE, ban_for(3600), "203.0.113.1");
+    scene.change_from(ONE, ban_for(-1), "203.0.113.2");
+    scene.change_from(ONE, ban_for(1), "203.0.113.3");
+    scene.change_from(ONE, ban_for(3600), "203.0.113.4");
+    scene.change_from(ONE, unban(), "203.0.113.4");
+    wait_until("the short one is over", || {
+        scene.element("203.0.113.3").is_none()
+    });
+    scene.ingress.run(&["nft", "flush", "ruleset"]);
+    let rules = scene.files[0].path("sets.nft").display().to_string();
+    scene.ingress.run(&["nft", "-f", &rules]);
+    assert_eq!(scene.bans(), json!([]));
+    scene.restart();
+    wait_until("the bans are back", || {
+        scene.element("203.0.113.2").is_some() && scene.element("203.0.113.1").is_some()
+    });
+    assert_eq!(scene.element("203.0.113.2").as_deref(), Some("203.0.113.2"));
+    let left = scene.element("203.0.113.1").expect("it is in the set");
+    assert!(
+        left.ends_with(" 1h") || left.contains(" timeout 59m"),
+        "{left}"
+    );
+    assert_eq!(scene.bans().as_array().map(Vec::len), Some(2));
+}
+
+/// A state that cannot be used costs no ban, and two relays do not share one.
+#[test]
+fn a_broken_or_taken_state_is_told() {
+    let mut scene = Scene::of_two_servers(&[]);
+    let state = scene.files[1].path("state");
+    let (flags, ingress) = (&scene.flags, &scene.ingress);
+    let mut flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    flags.extend(["-l", "192.0.2.10:8001"]);
+    let second = Program::Realpeer.run(ingress, &flags);
+    assert_eq!(second.code, 1, "{}", second.stdout);
+    assert!(second.stderr.contains("in use"), "{}", second.stderr);
+    // Whoever may look into the directory can lock it; that keeps no relay from its start.
+    let directory = fs::File::open(&state).expect("open the directory");
+    let _held = Flock::lock(directory, FlockArg::LockExclusive).expect("lock it");
+    scene.restart();
+
+    scene.change_from(ONE, ban_for(60), "203.0.113.1");
+    let file = state.join("relayed-bans");
+    let mode = fs::metadata(&file).expect("the file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    fs::write(&file, "{\"203.0").expect("spoil it");
+    scene.restart();
+    scene.relay.wait_for_line("cannot understand who asked");
+    assert_eq!(scene.change_from(ONE, ban_for(60), "203.0.113.2"), "banned");
+    // A link that waits where the new file will be is not followed.
+    let (link, victim) = (state.join("relayed-bans.new"), state.join("victim"));
+    std::os::unix::fs::symlink(&victim, &link).expect("make a link");
+    scene.change_from(ONE, unban(), "203.0.113.2");
+    assert!(!victim.exists());
+    // A directory in its place: as good as a disk that is full.
+    fs::create_dir(&link).expect("make a directory");
+    assert_eq!(scene.change_from(ONE, ban_for(60), "203.0.113.3"), "banned");
+    scene.relay.wait_for_line("is not kept over a restart");
+}
+
+/// Who, what, until when; and why not.
+#[test]
+fn each_call_is_in_the_log() {
+    let scene = Scene::of_two_servers(&[]);
+    let line = |text: &str| -> Value {
+        serde_json::from_str(&scene.relay.wait_for_line(text)).expect("a line of JSON")
+    };
+    scene.change_from(TWO, ban_for(3600), "203.0.113.1");
+    let said = line("203.0.113.1");
+    assert_eq!(said["msg"], "call done");
+    assert_eq!(
+        (&said["mode"], &said["done"]),
+        (&json!("ban"), &json!("banned"))
+    );
+    let from = said["frontendRemoteAddr"].as_str().expect("who");
+    assert!(from.starts_with("192.0.2.6:"), "{from}");
+    let until = said["until"].as_str().expect("until when");
+    let until = humantime::parse_rfc3339(until).expect("a time");
+    let left = until.duration_since(std::time::SystemTime::now());
+    let left = left.expect("it is to come").as_secs();
+    assert!((3500..=3600).contains(&left), "{left}");
+
+    scene.change_from(ONE, ban_for(-1), "203.0.113.2");
+    assert_eq!(line("203.0.113.2")["until"], "never");
+    scene.change_from(ONE, unban(), "203.0.113.3");
+    assert_eq!(line("203.0.113.3")["done"], "was not banned");
+    scene.bans();
+    assert_eq!(line("GET /bans")["msg"], "call done");
+
+    let refused = |request: &[u8], text: &str, status: u16| {
+        assert_eq!(scene.send(request).0, status);
+        let said = line(text);
+        assert_eq!(said["msg"], "call refused", "{said}");
+        assert_eq!(said["status"], status, "{said}");
+        let from = said["frontendRemoteAddr"].as_str().expect("who");
+        assert!(from.starts_with("192.0.2.5:"), "{from}");
+        said
+    };
+    let body = r#"{"mode":"ban","target":"192.0.2.10"}"#;
+    refused(&request("POST /x1", None, body), "/x1", 401);
+    refused(&request("POST /x2", Some(TOKEN), body), "/x2", 404);
+    refused(&request("PUT /", Some(TOKEN), body), "PUT /", 405);
+    let said = refused(&request("POST /", Some(TOKEN), body), "an address of", 403);
+    assert_eq!(
+        (&said["mode"], &said["target"]),
+        (&json!("ban"), &json!("192.0.2.10"))
+    );
+    let cut = request("POST /", Some(TOKEN), r#"{"mode":"ban""#);
+    refused(&cut, "EOF while parsing", 400);
+    let head = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(64 << 10));
+    assert_eq!(scene.send(head.as_bytes()).0, 431);
+    assert_eq!(line("too large")["msg"], "call refused");
 }
 
 /// The unit's capability is enough for the sets, for a user without any other privilege.
@@ -362,6 +629,7 @@ fn fail2ban_client_is_started_with_an_argument_vector() {
     let path = format!("PATH={directory}:/usr/bin:/bin");
     let scene = Scene::under(&["env", &path], &["-exec", "fail2ban:sshd"]);
     assert_eq!(scene.change("ban", "203.0.113.9").1["done"], "banned");
+    assert_eq!(scene.change("ban", "2001:db8:c::9").1["done"], "banned");
     assert_eq!(scene.change("unban", "2001:db8:c::9").1["done"], "unbanned");
     assert_eq!(
         scene.bans(),
@@ -370,9 +638,8 @@ fn fail2ban_client_is_started_with_an_argument_vector() {
     let started = fs::read_to_string(files.path("started")).expect("it was started");
     assert_eq!(
         started,
-        "5 set sshd banip 203.0.113.9\n5 set sshd unbanip 2001:db8:c::9\n4 get sshd banip\n"
-            .replace("5 ", "4 ")
-            .replace("4 get", "3 get")
+        "4 set sshd banip 203.0.113.9\n4 set sshd banip 2001:db8:c::9\n\
+         4 set sshd unbanip 2001:db8:c::9\n3 get sshd banip\n"
     );
 
     let (status, said) = scene.change("ban", "203.0.113.66");
@@ -408,6 +675,100 @@ fn fail2bans_action_bans_and_unbans_here() {
     fail2ban.tell(&scene.server, "set stranger banip 203.0.113.9");
     wait_until("the failure is told", || fail2ban.has_failed());
     assert_eq!(scene.bans(), json!([]));
+}
+
+/// Also one that fail2ban makes longer later (bantime.increment), and one for ever.
+#[test]
+fn fail2bans_action_tells_the_bans_own_time() {
+    let scene = Scene::new(&["-rate", "100000"]);
+    let files = TempDir::new();
+    let token = files.file("token", TOKEN);
+    let action = format!("realpeer-ingress[url=http://{RELAY}/, tokenfile={token}]");
+    let jail = |name, options: &str| idle_jail(name, &action) + options;
+    let jails = jail("short", "bantime = 7200\n")
+        + &jail("ever", "bantime = -1\n")
+        + &jail(
+            "more",
+            "bantime = 2\nbantime.increment = true\nbantime.formula = ban.Time + 5\n",
+        );
+    let fail2ban = Fail2ban::start(&scene.server, &jails);
+    let ban = |jail, target| fail2ban.tell(&scene.server, &format!("set {jail} banip {target}"));
+    let left = || scene.bans()[0]["seconds"].as_u64();
+
+    ban("short", "203.0.113.1");
+    assert!(left().is_some_and(|left| (7100..=7200).contains(&left)));
+    fail2ban.tell(&scene.server, "set short unbanip 203.0.113.1");
+
+    ban("ever", "203.0.113.2");
+    assert_eq!(scene.element("203.0.113.2").as_deref(), Some("203.0.113.2"));
+    fail2ban.tell(&scene.server, "set ever unbanip 203.0.113.2");
+    assert_eq!(scene.bans(), json!([]));
+
+    ban("more", "203.0.113.3");
+    fail2ban.running.wait_for_line("Unban 203.0.113.3");
+    ban("more", "203.0.113.3");
+    fail2ban.running.wait_for_line("Increase Ban 203.0.113.3");
+    wait_until("the ingress has heard of it", || {
+        left().is_some_and(|left| left > 2)
+    });
+    assert!(!fail2ban.has_failed(), "{:?}", fail2ban.running.stdout());
+}
+
+#[test]
+fn an_unban_during_a_restart_of_the_relay_is_made_good() {
+    let mut scene = Scene::of_two_servers(&[]);
+    let token = scene.files[1].file("token", TOKEN);
+    let action = format!("realpeer-ingress[url=http://{RELAY}/, tokenfile={token}]");
+    let fail2ban = Fail2ban::start(&scene.server, &idle_jail("ssh", &action));
+    fail2ban.tell(&scene.server, "set ssh banip 203.0.113.9");
+    assert!(scene.element("203.0.113.9").is_some());
+
+    scene.kill_relay();
+    let calls = "add table inet calls; add chain inet calls in { type filter hook input priority 0; }; add rule inet calls in tcp dport 8000 tcp flags syn counter";
+    scene.ingress.run(&["nft", calls]);
+    let mut unban = fail2ban.start_telling(&scene.server, "set ssh unbanip 203.0.113.9");
+    wait_until("fail2ban has called in vain", || {
+        let counted = scene
+            .ingress
+            .run(&["nft", "list", "table", "inet", "calls"]);
+        !counted.contains("packets 0")
+    });
+    scene.start_relay();
+    assert_eq!(unban.exit_code(), 0);
+    assert_eq!(scene.element("203.0.113.9"), None);
+    assert!(!fail2ban.has_failed(), "{:?}", fail2ban.running.stdout());
+}
+
+/// A jail has one time for all its bans; the relay ends each when its own is over, also one that was
+/// over while the relay was down.
+#[test]
+fn bans_in_a_jail_end_at_their_own_time_and_by_those_who_asked() {
+    // fail2ban needs no network: its socket is a file.
+    let fail2ban = Fail2ban::start(&Host::new("ingress"), &idle_jail("realpeer", ""));
+    let path = format!("PATH={}:/usr/bin:/bin", fail2ban.client_directory());
+    let flags = ["-exec", "fail2ban:realpeer"];
+    let mut scene = Scene::of_two_servers_under(&["env", &path], &flags);
+    let banned = |scene: &Scene| scene.bans().to_string();
+
+    scene.change_from(ONE, ban_for(2), "203.0.113.1");
+    scene.change_from(ONE, ban_for(-1), "203.0.113.2");
+    assert!(banned(&scene).contains("203.0.113.1"));
+    scene.relay.wait_for_line("ban over");
+    assert!(!banned(&scene).contains("203.0.113.1"));
+
+    scene.change_from(TWO, ban_for(600), "203.0.113.2");
+    let others = "still banned: not by this caller";
+    assert_eq!(scene.change_from(ONE, unban(), "203.0.113.2"), others);
+    fail2ban.tell(&scene.ingress, "set realpeer banip 203.0.113.3");
+    let own = scene.change_from(ONE, ban_for(600), "203.0.113.3");
+    assert_eq!(own, "was banned already");
+    assert_eq!(scene.change_from(ONE, unban(), "203.0.113.3"), others);
+    scene.change_from(ONE, ban_for(1), "203.0.113.4");
+    scene.restart();
+    assert_eq!(scene.change_from(TWO, unban(), "203.0.113.2"), "unbanned");
+    wait_until("what was over meanwhile is ended", || {
+        scene.bans() == json!([{"target": "203.0.113.3"}])
+    });
 }
 
 fn fake_client(files: &TempDir) -> String {

@@ -219,6 +219,25 @@ fn fail2bans_action_gives_the_ban_its_own_time() {
 }
 
 #[test]
+fn a_directory_for_bans_that_had_to_be_made_is_told_once() {
+    let files = TempDir::new();
+    let directory = files.path("deep").join("state");
+    let directory = directory.to_str().expect("temporary paths are UTF-8");
+    let made = |stage: &Stage| {
+        stage.proxy.wait_for_line("listening");
+        let lines = stage.proxy.stdout();
+        let about_it = |line: &&String| {
+            line.contains("created the directory") && line.contains(&format!("{directory:?}"))
+        };
+        lines.iter().filter(about_it).count()
+    };
+    for expected in [1, 0] {
+        let stage = Stage::new(&["-state-dir", directory]);
+        assert_eq!(made(&stage), expected, "{:?}", stage.proxy.stdout());
+    }
+}
+
+#[test]
 fn bans_that_cannot_be_kept_keep_the_proxy_from_starting() {
     let host = Host::new("server");
     let files = TempDir::new();
@@ -382,7 +401,9 @@ fn udp_flows_are_listed_and_can_be_killed() {
 fn health_checks_over_udp_outlive_a_ban_on_the_load_balancer() {
     let ctl = Ctl::new();
     let path = ctl.path();
-    let scene = Scene::new(&["-control", &path]);
+    let files = TempDir::new();
+    let balancers = files.file("balancers", "192.0.2.5\n");
+    let scene = Scene::new(&["-control", &path, "-allowed-subnets", &balancers]);
     let near = scene.socket();
     for ban in ["ban 192.0.2.5 -force", "ban 192.0.2.0/24 -force"] {
         ctl.ok(ban);

@@ -5,9 +5,10 @@ mod support;
 use std::fs;
 
 use nix::sys::signal::Signal;
+use support::datagrams::{Scene, assert_silent, receive};
 use support::header::{LOCAL, UNSPEC, V2, v1};
-use support::stage::{VISITED, VISITED6};
-use support::streams::{assert_carries, assert_reset};
+use support::stage::{OTHER_BALANCER, PROXY, VISITED, VISITED6};
+use support::streams::{assert_carries, assert_reset, send};
 use support::{Ctl, Host, Program, Stage, TempDir};
 
 #[test]
@@ -46,22 +47,109 @@ fn where_clients_are_listed_only_they_are_served() {
     assert_eq!(ctl.count("clientDenied"), 1);
 }
 
+fn of_nobody() -> [Vec<u8>; 2] {
+    let local = V2::new(LOCAL, UNSPEC, Vec::new()).bytes();
+    [local, b"PROXY UNKNOWN\r\n".to_vec()]
+}
+
 /// A load balancer's health check has no client: no rule about clients may end it.
 #[test]
-fn local_and_unknown_are_judged_by_the_peer_alone() {
+fn local_and_unknown_of_a_load_balancer_are_judged_by_the_peer_alone() {
     let files = TempDir::new();
     let denied = files.file("denied", "0.0.0.0/0\n::/0\n");
+    let allowed = files.file("allowed", "198.51.100.0/24\n");
+    let balancers = files.file("balancers", "192.0.2.5\n");
     let ctl = Ctl::new();
-    let stage = Stage::new(&["-denied-clients", &denied, "-control", &ctl.path()]);
+    let control = ctl.path();
+    let lists = ["-denied-clients", &denied, "-allowed-clients", &allowed];
+    let flags = ["-allowed-subnets", &balancers, "-control", &control];
+    let stage = Stage::new(&[&lists[..], &flags].concat());
     ctl.ok("ban 192.0.2.5 -force");
-    let local = V2::new(LOCAL, UNSPEC, Vec::new()).bytes();
-    for header in [local, b"PROXY UNKNOWN\r\n".to_vec()] {
+    for header in of_nobody() {
         let near = stage.dial_and_send(header);
         let (far, from) = stage.backend.accept();
         assert_eq!(from.ip().to_string(), "192.0.2.5");
         assert_carries(&near, &far);
         ctl.ok("ban 192.0.2.0/24 -force");
         assert_carries(&near, &far);
+    }
+}
+
+/// Where nobody says who the load balancers are, or where the list covers clients, a client that
+/// connects directly must not shake off its ban by naming nobody.
+#[test]
+fn local_and_unknown_of_others_are_judged_as_clients() {
+    let files = TempDir::new();
+    let denied = files.file("denied", "192.0.2.6\n");
+    let near_it = files.file("near-it", "192.0.2.0/24\n");
+    let everybody = files.file("everybody", "0.0.0.0/0\n");
+    for subnets in [None, Some(&near_it), Some(&everybody)] {
+        let ctl = Ctl::new();
+        let control = ctl.path();
+        let mut flags = vec!["-control", &control, "-denied-clients", &denied, "-v", "1"];
+        flags.extend(
+            subnets
+                .iter()
+                .flat_map(|file| ["-allowed-subnets", file.as_str()]),
+        );
+        let stage = Stage::new(&flags);
+        for header in of_nobody() {
+            let near = stage.dial_and_send(&header);
+            let (far, from) = stage.backend.accept();
+            assert_eq!(from.ip().to_string(), "192.0.2.5");
+            assert_carries(&near, &far);
+            // In force at once, for what is open, too.
+            ctl.ok("ban 192.0.2.5 -force");
+            assert_reset(&near);
+            assert_reset(&stage.dial_and_send(&header));
+            ctl.ok("unban 192.0.2.5");
+
+            let other = stage.balancer.dial_from(OTHER_BALANCER, PROXY);
+            send(&other, &header);
+            assert_reset(&other);
+        }
+        stage.backend.assert_idle();
+        assert_eq!(ctl.count("banned"), 2, "{subnets:?}");
+        assert_eq!(ctl.count("clientDenied"), 2, "{subnets:?}");
+    }
+}
+
+#[test]
+fn local_and_unknown_of_who_is_not_an_allowed_client_are_refused() {
+    let files = TempDir::new();
+    let allowed = files.file("allowed", "192.0.2.6\n");
+    let stage = Stage::new(&["-allowed-clients", &allowed]);
+    for header in of_nobody() {
+        assert_reset(&stage.dial_and_send(&header));
+        let other = stage.balancer.dial_from(OTHER_BALANCER, PROXY);
+        send(&other, &header);
+        let (far, _) = stage.backend.accept();
+        assert_carries(&other, &far);
+        // A peer of this host speaks for the host.
+        let here = stage.server.dial("127.0.0.1:2222");
+        send(&here, &header);
+        let (far, _) = stage.backend.accept();
+        assert_carries(&here, &far);
+    }
+}
+
+#[test]
+fn datagrams_of_nobody_are_judged_as_the_peers_own() {
+    for style in ["every", "first"] {
+        let ctl = Ctl::new();
+        let control = ctl.path();
+        let scene = Scene::new(&["-udp-header", style, "-control", &control, "-v", "2"]);
+        let local = V2::new(LOCAL, UNSPEC, Vec::new()).bytes();
+        let datagram = [&local, &b"alive?"[..]].concat();
+        let near = scene.socket();
+        near.send(&datagram).unwrap();
+        assert_eq!(receive(&scene.backend).0, b"alive?");
+        ctl.ok("ban 192.0.2.5 -force");
+        // The flow ends, and a new one does not begin.
+        scene.proxy.wait_for_line("client banned");
+        near.send(&datagram).unwrap();
+        scene.proxy.wait_for_line("the client 192.0.2.5:");
+        assert_silent(&scene.backend);
     }
 }
 

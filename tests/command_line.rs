@@ -9,7 +9,7 @@ use support::{Backend, Host, Program, Stage, TempDir, addr, wait_until};
 
 #[test]
 fn the_version_is_printed() {
-    for spelling in ["-version", "--version", "-version=true"] {
+    for spelling in ["-version", "--version", "-version=true", "version"] {
         let ended = Program::Realpeer.run(&Host::new("host"), &[spelling]);
         assert_eq!(ended.code, 0);
         assert_eq!(
@@ -27,6 +27,8 @@ fn help_has_our_own_flags_and_their_defaults() {
         ("-header-timeout", "10s"),
         ("-connect-timeout", "5s"),
         ("-drain-timeout", "5s"),
+        ("-idle-timeout", "0"),
+        ("-keepalive", "15s"),
         ("-source-port", "keep"),
         ("-routing", "auto"),
         ("-l", "0.0.0.0:8443"),
@@ -55,7 +57,7 @@ fn help_has_our_own_flags_and_their_defaults() {
 }
 
 #[test]
-fn a_bad_value_is_told_with_its_flag_in_the_first_line() {
+fn a_bad_value_is_told_with_its_flag_in_the_last_line() {
     for (flag, value) in [
         ("-mark", "many"),
         ("-mark", "-1"),
@@ -77,6 +79,10 @@ fn a_bad_value_is_told_with_its_flag_in_the_first_line() {
         ("-connect-timeout", "5 s"),
         ("-drain-timeout", "5parsecs"),
         ("-close-after", "1h1"),
+        ("-idle-timeout", "-1s"),
+        ("-idle-timeout", "never"),
+        ("-keepalive", "1.5s"),
+        ("-keepalive", "32768s"),
         ("-source-port", "some"),
         ("-routing", "maybe"),
         ("-log-format", "xml"),
@@ -99,7 +105,7 @@ fn a_bad_value_is_told_with_its_flag_in_the_first_line() {
 }
 
 #[test]
-fn unknown_flags_and_stray_words_are_told_in_the_first_line() {
+fn unknown_flags_and_stray_words_are_told_in_the_last_line() {
     assert_refused(&["-no-such-flag"], &["-no-such-flag"]);
     assert_refused(&["--no-such-flag=5"], &["-no-such-flag"]);
     assert_refused(&["---l", "x"], &["---l"]);
@@ -116,19 +122,78 @@ fn unknown_flags_and_stray_words_are_told_in_the_first_line() {
     assert_refused(&["routing"], &["up", "down", "show"]);
 }
 
-/// Exit 2, with one line that has these words, then usage.
+#[test]
+fn the_word_that_was_probably_meant_is_named() {
+    let commands = "routing, doctor, ctl, ban-relay, demo, help, version";
+    let actions = "status, connections, kill, ban, unban, bans";
+    for (line, told) in [
+        ("-alowed-subnets x", "did you mean -allowed-subnets?"),
+        ("--header-timout=5s", "did you mean -header-timeout?"),
+        ("-listen-adr :2222", "did you mean -listen-addr?"),
+        ("routing show -ass table", "did you mean -as?"),
+        ("doctor -jsn", "did you mean -json?"),
+        ("ban-relay -token x", "did you mean -token-file?"),
+        ("routng show", "did you mean routing?"),
+        ("help docter", "did you mean doctor?"),
+        ("start", commands),
+        ("routng", commands),
+        ("help start", commands),
+        ("routing dwon", "did you mean down?"),
+        ("routing start", "up, down, show"),
+        ("ctl statsu", "did you mean status?"),
+        ("ctl stop", actions),
+        ("ctl", actions),
+        ("-v 1 routing", "'realpeer routing'"),
+        ("help -dynamic-destination", "-dynamic-destination"),
+        ("help ctl doctor", "doctor"),
+        ("version now", "now"),
+    ] {
+        assert_refused(&line.split(' ').collect::<Vec<_>>(), &[told]);
+    }
+    // Nothing is near.
+    let ended = Program::Realpeer.run(&Host::new("host"), &["-x"]);
+    assert!(!ended.stderr.contains("did you mean"), "{}", ended.stderr);
+}
+
+#[test]
+fn help_has_every_command_and_each_explains_itself() {
+    let host = Host::new("host");
+    let help = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ended = Program::Realpeer.run(&host, &words);
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{line}");
+        ended.stdout
+    };
+    let all = help("-h");
+    for line in ["help", "help -h", "help help"] {
+        assert_eq!(help(line), all, "{line}");
+    }
+    for command in ["routing", "doctor", "ctl", "ban-relay", "demo", "version"] {
+        assert!(all.contains(&format!("\n  realpeer {command} ")), "{all}");
+        let own = help(&format!("{command} -h"));
+        assert!(own.contains(&format!("\n  realpeer {command}")), "{own}");
+        for line in [format!("help {command}"), format!("{command} help")] {
+            assert_eq!(help(&line), own, "{line}");
+        }
+    }
+}
+
+/// Exit 2, with one line of usage that points to -h, then one that has these words.
 #[track_caller]
 fn assert_refused(words: &[&str], told: &[&str]) {
     let ended = Program::Realpeer.run(&Host::new("host"), words);
     assert_eq!(ended.code, 2, "{words:?}: {}", ended.stderr);
-    let (first, usage) = ended.stderr.split_once('\n').expect("a line and usage");
+    let (usage, error) = ended.stderr.split_once('\n').expect("usage and the error");
+    assert!(usage.starts_with("usage: realpeer"), "{usage}");
+    assert!(usage.contains(" -h'"), "{usage}");
+    assert!(error.starts_with("realpeer: "), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
     for word in told {
         assert!(
-            first.contains(word),
-            "{words:?}: {word:?} is not in {first:?}"
+            error.contains(word),
+            "{words:?}: {word:?} is not in {error:?}"
         );
     }
-    assert!(usage.contains("usage: realpeer"), "{usage}");
     assert_eq!(ended.stdout, "");
 }
 
@@ -283,6 +348,11 @@ fn a_failure_at_run_time_is_one_line_and_exit_1() {
         let ended = Program::Realpeer.run(&Host::new("host"), words);
         assert_eq!(ended.code, 1, "{words:?}");
         assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
-        assert!(ended.stderr.starts_with("realpeer: "), "{}", ended.stderr);
+        // As every line of the log.
+        assert!(
+            ended.stderr.contains(r#""level":"ERROR","msg":"#),
+            "{}",
+            ended.stderr
+        );
     }
 }

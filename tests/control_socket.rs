@@ -3,15 +3,19 @@
 
 mod support;
 
+use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::{fs, process};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::ctl::ask;
-use support::stage::{CLIENT, CLIENT6};
+use support::header::v1;
+use support::stage::{ADDRESSES, CLIENT, CLIENT6, VISITED};
 use support::streams::{assert_carries, assert_reset};
 use support::{Ctl, Host, Program, Stage, TempDir, wait_until};
 
@@ -116,7 +120,7 @@ fn exit_codes_can_be_trusted() {
 
 /// From the first instant: it gets its mode where nobody else may enter, and then its place.
 #[test]
-fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens() {
+fn it_has_its_mode_before_it_has_its_name_and_the_port_is_ours_before_all() {
     let ctl = Ctl::new();
     let traces = TempDir::new();
     let trace = traces.path("trace");
@@ -126,7 +130,7 @@ fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens(
         "-D",
         "-f",
         "-e",
-        "trace=mkdir,bind,chown,fchownat,chmod,fchmodat,rename",
+        "trace=mkdir,bind,listen,chown,fchownat,chmod,fchmodat,rename",
         "-o",
         trace.to_str().expect("a path"),
     ];
@@ -139,20 +143,18 @@ fn it_has_its_mode_before_it_has_its_name_and_its_name_before_the_proxy_listens(
 
     let trace = fs::read_to_string(trace).expect("the trace");
     let line = |text: &str| {
-        // The last one counts: the port is tried before it is opened for good.
-        let lines: Vec<&str> = trace.lines().collect();
-        let position = lines.iter().rposition(|line| line.contains(text));
+        let position = trace.lines().position(|line| line.contains(text));
         position.unwrap_or_else(|| panic!("no {text} in {trace}"))
     };
-    let private = line("0700) = 0");
     let order = [
-        private,
+        // The listener's backlog.
+        line(", 4096)"),
+        line("0700) = 0"),
         line("sun_path=\"/"),
         // -1 leaves the owner as it is.
         line(&format!("-1, {group}")),
         line("0660) = 0"),
         line("control.sock\") = 0"),
-        line("htons(2222)"),
     ];
     assert!(order.is_sorted(), "{order:?} in {trace}");
 }
@@ -173,15 +175,81 @@ fn a_dead_socket_is_replaced_and_one_in_use_is_not() {
     let third = Stage::new(&["-control", &ctl.path(), "-name", "third"]);
     let warning = third.proxy.wait_for_line("control socket is in use");
     assert!(warning.contains("WARN"), "{warning}");
+    let holder = format!("\"pid\":{}", second.proxy.pid());
+    assert!(warning.contains(&holder), "{warning}");
     third.assert_serves();
     assert!(ctl.ok("status").contains("second"));
 
     second.proxy.signal(Signal::SIGTERM);
     assert_eq!(second.proxy.exit_code(), 0);
-    assert!(
-        !fs::exists(ctl.path()).expect("look"),
-        "an orderly end takes it away"
-    );
+    third
+        .proxy
+        .wait_for_line("control socket was free and is taken");
+    assert!(ctl.ok("status").contains("third"));
+}
+
+#[test]
+fn an_orderly_end_takes_it_away() {
+    let ctl = Ctl::new();
+    let mut stage = Stage::new(&["-control", &ctl.path()]);
+    stage.proxy.signal(Signal::SIGTERM);
+    assert_eq!(stage.proxy.exit_code(), 0);
+    assert!(!fs::exists(ctl.path()).expect("look"));
+}
+
+/// The one that is started gets the socket and the bans at once, and new bans hold where they
+/// matter.
+#[test]
+fn a_start_while_the_old_process_drains_takes_over() {
+    let ctl = Ctl::new();
+    let state = ctl.state();
+    let state = state.to_str().expect("a path");
+    let control = ["-control", &ctl.path(), "-state-dir", state];
+    let flags = [&control[..], &["-drain-timeout", "1h"]].concat();
+    let mut stage = Stage::new(&flags);
+    let session = stage.session(CLIENT);
+    ctl.ok("ban 198.51.100.7");
+    // A client that stays connected must not speak to the one that drains.
+    let mut client = ctl.connect();
+    stage.proxy.signal(Signal::SIGTERM);
+    wait_until("nobody listens", || stage.server.listeners(2222) == 0);
+    assert_eq!(ctl.run("status").code, 3);
+    assert!(matches!(client.read(&mut [0]), Ok(0) | Err(_)));
+
+    let new = Program::Realpeer.start(&stage.server, &[&ADDRESSES, &flags[..]].concat());
+    let pid = format!("pid                  {}", new.pid());
+    assert!(ctl.ok("status").contains(&pid));
+    ctl.ok("ban 203.0.113.8");
+    assert_carries(&session.near, &session.far);
+    let mut old = std::mem::replace(&mut stage.proxy, new);
+    assert!(!old.has_ended());
+    for banned in ["198.51.100.7:1", "203.0.113.8:1"] {
+        assert_reset(&stage.dial_and_send(v1(banned, VISITED)));
+    }
+    stage.assert_serves();
+
+    drop(session);
+    assert_eq!(old.exit_code(), 0);
+    // Its end takes nothing from the other one.
+    assert!(ctl.ok("bans").contains("203.0.113.8/32"));
+}
+
+/// What a process of an earlier version does while it drains.
+#[test]
+fn a_socket_in_use_is_waited_for() {
+    let ctl = Ctl::new();
+    let other = UnixListener::bind(ctl.path()).expect("bind");
+    let stage = Stage::new(&["-control", &ctl.path()]);
+    let waiting = stage.proxy.wait_for_line("control socket is in use");
+    let pid = format!("\"pid\":{}", process::id());
+    assert!(waiting.contains(&pid), "{waiting}");
+    stage.assert_serves();
+    drop(other);
+    stage
+        .proxy
+        .wait_for_line("control socket was free and is taken");
+    ctl.ok("ban 203.0.113.7");
+    assert_reset(&stage.dial_and_send(v1(CLIENT, VISITED)));
 }
 
 /// A socket whose program is stuck is in use too, and looking must not get us stuck.
@@ -209,6 +277,20 @@ fn what_is_no_socket_is_left_alone_and_no_start_is_better_than_a_wrong_one() {
     assert!(run(&["-control", "/nonexistent/dir/socket"]).contains("/nonexistent/dir"));
     let unknown = run(&["-control", &ctl.path(), "-control-group", "no-such-group"]);
     assert!(unknown.contains("no-such-group"), "{unknown}");
+}
+
+/// Whoever may look into a directory can lock it.
+#[test]
+fn a_stranger_can_lock_nothing_that_the_start_needs() {
+    let ctl = Ctl::new();
+    let path = ctl.path();
+    let directory = Path::new(&path).parent().expect("a directory");
+    let directory = File::open(directory).expect("open the directory");
+    let _held = Flock::lock(directory, FlockArg::LockExclusive).expect("lock it");
+    let _stage = Stage::new(&["-control", &path]);
+    ctl.ok("status");
+    let lock = fs::metadata(format!("{path}.lock")).expect("the lock is there");
+    assert_eq!(lock.permissions().mode() & 0o7777, 0o600);
 }
 
 /// Clients that send nothing, too much, or rubbish, or do not read: the proxy serves on, and when

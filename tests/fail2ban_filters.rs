@@ -92,6 +92,37 @@ fn bot_search_in_traefiks_log() {
     assert!(!rows.concat().contains("946684800"), "{rows:?}");
 }
 
+/// Words that look like a bot's and are an honest client's, and the bots' beside them; the same paths
+/// in traefik's JSON.
+#[test]
+fn bot_search_spares_what_honest_clients_ask_for() {
+    let (host, configuration) = (Host::new("server"), Configuration::new(""));
+    let files = TempDir::new();
+    for (name, count) in [("botsearch.log", BOTS), ("botsearch-innocent.log", 0)] {
+        let lines = fs::read_to_string(data(name)).expect("the data");
+        let json = files.file(name, &as_json(&lines));
+        for log in [data(name), json] {
+            let found = configuration.find(&host, &log, "realpeer-botsearch");
+            assert_eq!(found, clients(count, &[]), "{log}");
+        }
+    }
+}
+
+/// How many lines botsearch.log has.
+const BOTS: u8 = 33;
+
+/// Lines of nginx as traefik would write them.
+fn as_json(lines: &str) -> String {
+    let request = |line: &str| {
+        let client = line.split(' ').next()?;
+        let path = line.split("\"GET ").nth(1)?.split(' ').next()?;
+        Some(format!(
+            "{{\"ClientAddr\":\"{client}:40000\",\"DownstreamStatus\":404,\"RequestMethod\":\"GET\",\"RequestPath\":\"{path}\",\"RequestPort\":\"-\",\"time\":\"2024-12-29T12:42:41+01:00\"}}\n"
+        ))
+    };
+    lines.lines().filter_map(request).collect()
+}
+
 /// The lines that nginx writes today.
 #[test]
 fn bot_search_in_nginxs_log() {

@@ -1,4 +1,5 @@
-//! go-mmproxy's own flags: the same tests for realpeer and for Debian's go-mmproxy 2.1. Below them
+//! go-mmproxy's own flags: the same tests for realpeer, for realpeer with the file that `config
+//! from-flags` makes of them, and for Debian's go-mmproxy 2.1. Below them
 //! stands where the two differ; there go-mmproxy's behaviour is asserted as well, so that a
 //! difference that has gone shows.
 
@@ -12,10 +13,13 @@ use support::streams::{
 };
 use support::{Backend, Host, Program, Stage, TempDir, addr, wait_until};
 
-macro_rules! both_pass {
+macro_rules! all_pass {
     ($($story:ident)*) => {
         mod realpeer {
             $(#[test] fn $story() { super::$story(super::Program::Realpeer) })*
+        }
+        mod realpeer_by_file {
+            $(#[test] fn $story() { super::$story(super::Program::RealpeerByFile) })*
         }
         mod go_mmproxy {
             $(#[test] fn $story() { super::$story(super::Program::GoMmproxy) })*
@@ -23,7 +27,7 @@ macro_rules! both_pass {
     };
 }
 
-both_pass! {
+all_pass! {
     v1_carries_an_ipv4_client
     v1_carries_an_ipv6_client
     v2_carries_an_ipv4_client
@@ -314,8 +318,36 @@ fn a_malformed_subnets_file_exits_1(program: Program) {
 mod difference {
     use super::*;
 
-    #[test]
-    fn go_mmproxy_drops_a_header_that_comes_in_two_pieces() {
+    macro_rules! both_differ {
+        ($($story:ident)*) => {
+            mod realpeer {
+                $(#[test] fn $story() { super::$story(super::Program::Realpeer) })*
+            }
+            mod realpeer_by_file {
+                $(#[test] fn $story() { super::$story(super::Program::RealpeerByFile) })*
+            }
+        };
+    }
+
+    both_differ! {
+        go_mmproxy_drops_a_header_that_comes_in_two_pieces
+        go_mmproxy_shows_itself_where_the_header_names_no_client
+        go_mmproxy_cuts_the_answer_when_the_client_has_finished_sending
+        go_mmproxy_drops_a_second_connection_with_the_same_claim
+        go_mmproxy_lets_anyone_pose_as_localhost
+        go_mmproxy_takes_an_empty_subnets_file_for_everyone
+        go_mmproxy_takes_an_unreadable_subnets_file_for_everyone
+        go_mmproxy_2_1_reads_only_prefixes_in_a_subnets_file
+        go_mmproxy_exits_0_when_it_cannot_listen
+        go_mmproxy_overlooks_stray_words_and_what_stands_behind_them
+        go_mmproxy_exits_1_where_a_value_is_out_of_range
+        go_mmproxy_takes_any_verbosity_and_any_target
+        go_mmproxy_2_1_lacks_the_maintained_forks_flags
+        go_mmproxy_2_1_logs_to_standard_error_with_keys_of_its_own
+        go_mmproxy_is_killed_by_sigterm_with_every_session
+    }
+
+    fn go_mmproxy_drops_a_header_that_comes_in_two_pieces(realpeer: Program) {
         let first_piece = |stage: &Stage| {
             let near = stage.dial_and_send("PROXY TCP4 203.0.113.7 ");
             // go-mmproxy may have closed it as soon as it is read.
@@ -331,21 +363,20 @@ mod difference {
         let stage = Stage::of(Program::GoMmproxy, &[]);
         assert_closed(&first_piece(&stage));
 
-        let stage = Stage::of(Program::Realpeer, &[]);
+        let stage = Stage::of(realpeer, &[]);
         let near = first_piece(&stage);
         send(&near, "198.51.100.1 40000 22\r\n");
         assert_eq!(stage.backend.accept().1, addr(CLIENT));
     }
 
-    #[test]
-    fn go_mmproxy_shows_itself_where_the_header_names_no_client() {
+    fn go_mmproxy_shows_itself_where_the_header_names_no_client(realpeer: Program) {
         let local = header::V2::new(header::LOCAL, header::UNSPEC, vec![]).bytes();
         for header in [b"PROXY UNKNOWN\r\n".to_vec(), local] {
             let stage = Stage::of(Program::GoMmproxy, &[]);
             let _near = stage.dial_and_send(&header);
             assert_eq!(stage.backend.accept().1.ip(), addr("127.0.0.1:0").ip());
 
-            let stage = Stage::of(Program::Realpeer, &[]);
+            let stage = Stage::of(realpeer, &[]);
             let near = stage.dial_and_send(&header);
             assert_eq!(
                 stage.backend.accept().1,
@@ -354,8 +385,7 @@ mod difference {
         }
     }
 
-    #[test]
-    fn go_mmproxy_cuts_the_answer_when_the_client_has_finished_sending() {
+    fn go_mmproxy_cuts_the_answer_when_the_client_has_finished_sending(realpeer: Program) {
         let finish = |program| {
             let stage = Stage::of(program, &[]);
             let session = stage.session(CLIENT);
@@ -368,19 +398,18 @@ mod difference {
         let (_stage, session) = finish(Program::GoMmproxy);
         assert_eq!(receive_all(&session.near), b"");
 
-        let (_stage, session) = finish(Program::Realpeer);
+        let (_stage, session) = finish(realpeer);
         send(&session.far, "answer");
         drop(session.far);
         assert_eq!(receive_all(&session.near), b"answer");
     }
 
-    #[test]
-    fn go_mmproxy_drops_a_second_connection_with_the_same_claim() {
+    fn go_mmproxy_drops_a_second_connection_with_the_same_claim(realpeer: Program) {
         let stage = Stage::of(Program::GoMmproxy, &[]);
         let _first = stage.session(CLIENT);
         assert_closed(&stage.dial_and_send(v1(CLIENT, VISITED)));
 
-        let stage = Stage::of(Program::Realpeer, &[]);
+        let stage = Stage::of(realpeer, &[]);
         let _first = stage.session(CLIENT);
         let _second = stage.dial_and_send(v1(CLIENT, VISITED));
         let seen = stage.backend.accept().1;
@@ -388,41 +417,37 @@ mod difference {
         assert_ne!(seen.port(), addr(CLIENT).port());
     }
 
-    #[test]
-    fn go_mmproxy_lets_anyone_pose_as_localhost() {
+    fn go_mmproxy_lets_anyone_pose_as_localhost(realpeer: Program) {
         let claim = v1("127.0.0.1:40000", VISITED);
         let stage = Stage::of(Program::GoMmproxy, &[]);
         let _near = stage.dial_and_send(&claim);
         assert_eq!(stage.backend.accept().1, addr("127.0.0.1:40000"));
 
-        let stage = Stage::of(Program::Realpeer, &[]);
+        let stage = Stage::of(realpeer, &[]);
         assert_closed(&stage.dial_and_send(&claim));
         stage.backend.assert_idle();
     }
 
-    #[test]
-    fn go_mmproxy_takes_an_empty_subnets_file_for_everyone() {
+    fn go_mmproxy_takes_an_empty_subnets_file_for_everyone(realpeer: Program) {
         let directory = TempDir::new();
         let file = directory.file("subnets", "");
         Stage::of(Program::GoMmproxy, &["-allowed-subnets", &file]).session(CLIENT);
 
-        let ended = Program::Realpeer.run(&Host::new("host"), &["-allowed-subnets", &file]);
+        let ended = realpeer.run(&Host::new("host"), &["-allowed-subnets", &file]);
         assert_eq!(ended.code, 1);
         assert!(ended.stderr.contains(&file), "{}", ended.stderr);
     }
 
-    #[test]
-    fn go_mmproxy_takes_an_unreadable_subnets_file_for_everyone() {
+    fn go_mmproxy_takes_an_unreadable_subnets_file_for_everyone(realpeer: Program) {
         // A directory can be opened but not read.
         Stage::of(Program::GoMmproxy, &["-allowed-subnets", "/tmp"]).session(CLIENT);
 
-        let ended = Program::Realpeer.run(&Host::new("host"), &["-allowed-subnets", "/tmp"]);
+        let ended = realpeer.run(&Host::new("host"), &["-allowed-subnets", "/tmp"]);
         assert_eq!(ended.code, 1);
         assert!(ended.stderr.contains("/tmp"), "{}", ended.stderr);
     }
 
-    #[test]
-    fn go_mmproxy_2_1_reads_only_prefixes_in_a_subnets_file() {
+    fn go_mmproxy_2_1_reads_only_prefixes_in_a_subnets_file(realpeer: Program) {
         let directory = TempDir::new();
         for (name, lines) in [
             ("bare", "192.0.2.5\n"),
@@ -433,33 +458,30 @@ mod difference {
             let file = directory.file(name, lines);
             let ended = Program::GoMmproxy.run(&Host::new("host"), &["-allowed-subnets", &file]);
             assert_eq!(ended.code, 1);
-            Stage::of(Program::Realpeer, &["-allowed-subnets", &file]).session(CLIENT);
+            Stage::of(realpeer, &["-allowed-subnets", &file]).session(CLIENT);
         }
     }
 
-    #[test]
-    fn go_mmproxy_exits_0_when_it_cannot_listen() {
+    fn go_mmproxy_exits_0_when_it_cannot_listen(realpeer: Program) {
         let words = ["-l", "192.0.2.99:2222"];
         assert_eq!(Program::GoMmproxy.run(&Host::new("host"), &words).code, 0);
 
-        let ended = Program::Realpeer.run(&Host::new("host"), &words);
+        let ended = realpeer.run(&Host::new("host"), &words);
         assert_eq!(ended.code, 1);
         assert!(ended.stderr.contains("192.0.2.99:2222"), "{}", ended.stderr);
     }
 
-    #[test]
-    fn go_mmproxy_overlooks_stray_words_and_what_stands_behind_them() {
+    fn go_mmproxy_overlooks_stray_words_and_what_stands_behind_them(realpeer: Program) {
         let words = ["-l", "127.0.0.1:2222", "stray", "-no-such-flag"];
         let server = Host::new("server");
         let _proxy = Program::GoMmproxy.start_on(2222, &server, &words);
 
-        let ended = Program::Realpeer.run(&Host::new("host"), &words);
+        let ended = realpeer.run(&Host::new("host"), &words);
         assert_eq!(ended.code, 2);
         assert!(ended.stderr.contains("stray"), "{}", ended.stderr);
     }
 
-    #[test]
-    fn go_mmproxy_exits_1_where_a_value_is_out_of_range() {
+    fn go_mmproxy_exits_1_where_a_value_is_out_of_range(realpeer: Program) {
         for words in [
             ["-mark", "-1"],
             ["-listeners", "0"],
@@ -472,38 +494,35 @@ mod difference {
                 "{words:?}"
             );
             assert_eq!(
-                Program::Realpeer.run(&Host::new("host"), &words).code,
+                realpeer.run(&Host::new("host"), &words).code,
                 2,
                 "{words:?}"
             );
         }
     }
 
-    #[test]
-    fn go_mmproxy_takes_any_verbosity_and_any_target() {
+    fn go_mmproxy_takes_any_verbosity_and_any_target(realpeer: Program) {
         for words in [["-v", "3"], ["-4", "127.0.0.1"], ["-4", "[::1]:22"]] {
             let server = Host::new("server");
             let with_listen = [["-l", "127.0.0.1:2222"], words].concat();
             let _proxy = Program::GoMmproxy.start_on(2222, &server, &with_listen);
 
             assert_eq!(
-                Program::Realpeer.run(&Host::new("host"), &words).code,
+                realpeer.run(&Host::new("host"), &words).code,
                 2,
                 "{words:?}"
             );
         }
     }
 
-    #[test]
-    fn go_mmproxy_2_1_lacks_the_maintained_forks_flags() {
+    fn go_mmproxy_2_1_lacks_the_maintained_forks_flags(realpeer: Program) {
         for flag in ["-dynamic-destination", "-listen-transparent"] {
             assert_eq!(Program::GoMmproxy.run(&Host::new("host"), &[flag]).code, 2);
-            Stage::of(Program::Realpeer, &[flag]);
+            Stage::of(realpeer, &[flag]);
         }
     }
 
-    #[test]
-    fn go_mmproxy_2_1_logs_to_standard_error_with_keys_of_its_own() {
+    fn go_mmproxy_2_1_logs_to_standard_error_with_keys_of_its_own(realpeer: Program) {
         let stage = Stage::of(Program::GoMmproxy, &[]);
         let line = stage.proxy.wait_for_error("\"msg\":\"listening\"");
         assert!(
@@ -512,7 +531,7 @@ mod difference {
         );
         assert_eq!(stage.proxy.stdout(), Vec::<String>::new());
 
-        let stage = Stage::of(Program::Realpeer, &[]);
+        let stage = Stage::of(realpeer, &[]);
         let line = stage.proxy.wait_for_line("\"msg\":\"listening\"");
         assert!(
             line.contains("\"time\":") && line.contains("\"level\":\"INFO\""),
@@ -520,15 +539,14 @@ mod difference {
         );
     }
 
-    #[test]
-    fn go_mmproxy_is_killed_by_sigterm_with_every_session() {
+    fn go_mmproxy_is_killed_by_sigterm_with_every_session(realpeer: Program) {
         let mut stage = Stage::of(Program::GoMmproxy, &[]);
         let session = stage.session(CLIENT);
         stage.proxy.signal(Signal::SIGTERM);
         assert_eq!(stage.proxy.wait_for_exit().code(), None);
         assert_closed(&session.near);
 
-        let mut stage = Stage::of(Program::Realpeer, &[]);
+        let mut stage = Stage::of(realpeer, &[]);
         let session = stage.session(CLIENT);
         stage.proxy.signal(Signal::SIGTERM);
         wait_until("it stops listening", || stage.server.listeners(2222) == 0);

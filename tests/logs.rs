@@ -4,10 +4,11 @@ mod support;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::header::{self, v1, v2};
-use support::stage::{CLIENT, VISITED, wire};
+use support::datagrams;
+use support::header::{self, CRC32C, INET, STREAM, V2, v1, v2};
+use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{
-    assert_carries, assert_closed, finish_sending, receive, receive_all, reset, send,
+    assert_carries, assert_closed, assert_reset, finish_sending, receive, receive_all, reset, send,
 };
 use support::{Host, Program, Running, Session, Stage, TempDir};
 
@@ -202,6 +203,50 @@ fn at_v_0_a_refusal_is_told_once_however_often_it_happens() {
         "{:?}",
         stage.proxy.stdout()
     );
+}
+
+#[test]
+fn at_v_0_one_target_does_not_hide_another() {
+    let stage = Stage::new(&["-4", "127.0.0.1:9", "-6", "[::1]:9"]);
+    for _ in 0..3 {
+        for (client, visited) in [(CLIENT, VISITED), (CLIENT6, VISITED6)] {
+            assert_reset(&stage.dial_and_send(v1(client, visited)));
+        }
+    }
+    for target in ["127.0.0.1:9", "[::1]:9"] {
+        let line = format!("the backend {target} refused the connection");
+        stage.proxy.wait_for_line(&line);
+        assert_eq!(count(&stage.proxy, &line), 1, "{:?}", stage.proxy.stdout());
+    }
+}
+
+#[test]
+fn at_v_0_one_target_of_datagrams_does_not_hide_another() {
+    let scene = datagrams::Scene::new(&["-4", "127.0.0.1:9", "-6", "[::1]:9"]);
+    let near = scene.socket();
+    for client in [CLIENT, CLIENT6] {
+        near.send(&datagrams::every(client, b"anybody?"))
+            .expect("send to the proxy");
+    }
+    for target in ["127.0.0.1:9", "[::1]:9"] {
+        let line = format!("the backend {target} refused the connection");
+        let line = parse(&scene.proxy.wait_for_line(&line));
+        assert_eq!(line["targetAddr"], target);
+    }
+}
+
+/// Both are counted as `headerBad`.
+#[test]
+fn at_v_0_one_reason_does_not_hide_another() {
+    let stage = Stage::new(&[]);
+    for _ in 0..3 {
+        assert_closed(&stage.dial_and_send(V2::new(0x22, INET | STREAM, vec![0; 12]).bytes()));
+        assert_closed(&stage.dial_and_send(v2(CLIENT, VISITED).tlv(CRC32C, &[1; 4]).bytes()));
+    }
+    for reason in ["command 2", "CRC32C is wrong"] {
+        stage.proxy.wait_for_line(reason);
+        assert_eq!(count(&stage.proxy, reason), 1, "{:?}", stage.proxy.stdout());
+    }
 }
 
 #[test]

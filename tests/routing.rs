@@ -2,13 +2,16 @@
 
 mod support;
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::unistd::{Uid, geteuid, setfsuid};
 use support::{
-    Backend, DEADLINE, Host, Program, Running, Stage, addr, datagrams, header, stage, streams,
-    wait_until,
+    Backend, DEADLINE, Host, Program, Running, Stage, TempDir, addr, datagrams, header, stage,
+    streams, wait_until,
 };
 
 const CLIENT: &str = "203.0.113.7:40000";
@@ -661,4 +664,173 @@ fn claim(client: std::net::SocketAddr, target: std::net::SocketAddr) -> std::net
     socket.connect(&target.into()).expect("connect");
     socket.set_read_timeout(Some(DEADLINE)).expect("deadline");
     socket.into()
+}
+
+/// Another user's sockets with names such as guard our tables, those of old and those of today. In
+/// a user namespace of one user there is nobody else; a name in today's form is then our own.
+fn squat(host: &Host) -> (Vec<UnixDatagram>, Vec<UnixListener>) {
+    const NOBODY: Uid = Uid::from_raw(65534);
+    let address = |name: String| SocketAddr::from_abstract_name(name).expect("a name");
+    let tables = || (8192..=8447).chain([0]);
+    // The thread's own, and gone with it.
+    host.enter(|| {
+        setfsuid(NOBODY);
+        let is_another = setfsuid(NOBODY) == NOBODY;
+        let plain = tables().map(|table| address(format!("realpeer-routing-{table}")));
+        let alike = tables().map(|table| address(format!("realpeer-routing-{table}-1-0")));
+        (
+            plain
+                .map(|name| UnixDatagram::bind_addr(&name).expect("bind"))
+                .collect(),
+            alike
+                .filter(|_| is_another)
+                .map(|name| UnixListener::bind_addr(&name).expect("bind"))
+                .collect(),
+        )
+    })
+}
+
+#[test]
+fn names_that_another_user_holds_guard_no_table() {
+    let (_neighbour, host) = server();
+    let before = state(&host);
+    let backend = Backend::listen(&host, "192.0.2.10:9000");
+    let flags = ["-4", "192.0.2.10:9000"];
+    let _squatters = squat(&host);
+
+    let proxy = Program::Realpeer.start(&host, &[&["-l", "127.0.0.1:2222"], &flags[..]].concat());
+    assert_serves(&host, "127.0.0.1:2222", &backend, CLIENT);
+    stop(proxy);
+    routing(&host, &[&["up"], &flags[..]].concat());
+    routing(&host, &["down"]);
+    let ended = Program::Realpeer.run(&host, &[&["doctor"], &flags[..]].concat());
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    assert_eq!(state(&host), before);
+}
+
+#[test]
+fn a_service_users_table_is_its_own() {
+    let host = Host::new("server");
+    // In a user namespace of one user the service's user is ours.
+    let uid = match geteuid().is_root() {
+        true => "--reuid=65534".to_owned(),
+        false => format!("--reuid={}", geteuid()),
+    };
+    let service = [
+        "setpriv",
+        &uid,
+        "--inh-caps=+net_admin,+net_raw",
+        "--ambient-caps=+net_admin,+net_raw",
+    ];
+    let backend = Backend::listen(&host, "127.0.0.1:9000");
+    let flags = |listen| ["-l", listen, "-4", "127.0.0.1:9000"];
+    let service = Program::Realpeer.start_under(&service, &host, &flags("127.0.0.1:2221"));
+    let ours = Program::Realpeer.start(&host, &flags("127.0.0.1:2222"));
+    let rules = host.run(&["ip", "rule"]);
+    assert!(
+        rules.contains("lookup 8193") && rules.contains("lookup 8194"),
+        "{rules}"
+    );
+    assert!(
+        !ours
+            .stdout()
+            .iter()
+            .any(|line| line.contains("left behind"))
+    );
+    stop(ours);
+    assert!(host.run(&["ip", "rule"]).contains("lookup 8193"));
+    assert_serves(&host, "127.0.0.1:2221", &backend, CLIENT);
+    stop(service);
+}
+
+#[test]
+fn show_and_down_count_a_running_proxys_rules_and_name_its_process() {
+    let (_neighbour, host) = server();
+    let targets = ["-4", "192.0.2.10:9000", "-6", "[::1]:9000"];
+    let mut proxy =
+        Program::Realpeer.start(&host, &[&["-l", "127.0.0.1:2222"], &targets[..]].concat());
+    let pid = proxy.pid();
+    let show = |words: &[&str]| routing(&host, &[&["show"], words, &targets[..]].concat());
+    let table = show(&[]);
+    for way in ["mark", "loopback"] {
+        let line = format!("{way} way, in place by table 8193 until realpeer (process {pid}) ends");
+        assert!(table.contains(&line), "{table}");
+    }
+    assert!(!table.contains("\n  - "), "every step is there: {table}");
+    let commands = show(&["-as", "commands"]);
+    assert!(
+        commands.lines().all(|line| line.starts_with('#')),
+        "{commands}"
+    );
+    let down = routing(&host, &["down"]);
+    let line = format!("table 8193 stays until realpeer (process {pid}), which uses it, ends");
+    assert!(down.contains(&line), "{down}");
+    assert!(
+        show(&[]).contains("in place"),
+        "down took nothing of the proxy's"
+    );
+
+    proxy.signal(Signal::SIGKILL);
+    proxy.wait_for_exit();
+    assert!(
+        show(&[]).contains("missing"),
+        "what was left behind is no routing"
+    );
+    assert!(routing(&host, &["down"]).contains("table 8193 was left behind by a killed realpeer"));
+}
+
+/// Commands that make hosts without IPv6 routes, each more thoroughly.
+const WITHOUT_IPV6: [&str; 4] = [
+    "true",
+    "ip address add 192.0.2.10/32 dev lo",
+    "ip -6 address flush dev lo",
+    "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",
+];
+
+#[test]
+fn a_healthy_host_without_ipv6_routes_raises_no_alarm() {
+    let directory = TempDir::new();
+    let allowed = directory.file("allowed", "127.0.0.0/8\n");
+    for (protocol, flags) in [
+        ("tcp", &[][..]),
+        ("tcp", &["-dynamic-destination"]),
+        ("tcp", &["-dynamic-destination", "-listen-transparent"]),
+        ("tcp", &["-dynamic-destination", "-mark", "7"]),
+        ("tcp", &["-dynamic-destination", "-routing-mode", "mark"]),
+        ("tcp", &["-mark", "7", "-routing-mode", "loopback"]),
+        ("udp", &[]),
+        ("udp", &["-dynamic-destination"]),
+        ("udp", &["-mark", "7"]),
+    ] {
+        for made in WITHOUT_IPV6 {
+            let host = Host::new("server");
+            host.run(&["bash", "-ec", made]);
+            let (_tcp, _udp) = (
+                Backend::listen(&host, "127.0.0.1:9000"),
+                datagrams::open(&host, "127.0.0.1:9000"),
+            );
+            let fixed = [
+                "-4",
+                "127.0.0.1:9000",
+                "-p",
+                protocol,
+                "-allowed-subnets",
+                &allowed,
+            ];
+            let flags = [&fixed[..], flags].concat();
+            let start = [&["-l", "127.0.0.1:2222"], &flags[..]].concat();
+            let proxy = Program::Realpeer.spawn(&[], &host, &start);
+            proxy.wait_for_line("listening");
+            let warned = proxy
+                .stdout()
+                .into_iter()
+                .find(|line| line.contains("WARN"));
+            assert_eq!(warned, None, "{made}: {flags:?}");
+            stop(proxy);
+            let ended = Program::Realpeer.run(&host, &[&["doctor"], &flags[..]].concat());
+            let alarm = ended.stdout.lines().find(|line| !line.starts_with("ok "));
+            assert_eq!(alarm, None, "{made}: {flags:?}");
+            assert_eq!(ended.code, 0);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: nobody new, time for those who are there, exit 0; a second one ends it.
+//! SIGTERM, SIGINT and SIGQUIT: nobody new, time for those who are there, exit 0; a second one ends it.
 
 mod support;
 
@@ -11,7 +11,7 @@ use support::stage::{CLIENT, PROXY, VISITED};
 use support::streams::{assert_carries, assert_closed, finish_sending, receive_all, send};
 use support::{Session, Stage, wait_until};
 
-const ENDING: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
 
 #[test]
 fn without_sessions_it_ends_at_once() {

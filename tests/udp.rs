@@ -203,12 +203,14 @@ fn local_datagrams_come_from_the_load_balancer() {
 fn a_taken_port_is_replaced_or_refused_as_source_port_says() {
     // The client is a socket of this very host, as a load balancer's health check can be.
     let client = "192.0.2.10:40000";
+    let files = TempDir::new();
+    let balancers = files.file("balancers", "192.0.2.5\n");
     for (flags, replaced) in [
         (&[][..], Some(true)),
         (&["-source-port", "any"], Some(true)),
         (&["-source-port", "strict", "-v", "1"], None),
     ] {
-        let scene = Scene::new(flags);
+        let scene = Scene::new(&[flags, &["-allowed-subnets", &balancers]].concat());
         let _holder = open(&scene.server, client);
         let near = scene.socket();
         near.send(&every(client, b"whose port?")).unwrap();

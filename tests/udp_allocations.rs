@@ -34,6 +34,7 @@ fn a_datagram_allocates_nothing() {
     style_every();
     style_first();
     style_spp();
+    limits_and_untrusted_peers();
     a_backend_at_the_listeners_port();
 }
 
@@ -112,6 +113,24 @@ fn style_spp() {
     ] {
         scene.count_refused(what, &near, bad, &near, &good);
     }
+}
+
+fn limits_and_untrusted_peers() {
+    let files = TempDir::new();
+    let balancers = files.file("balancers", "192.0.2.5\n");
+    let trust = ["-allowed-subnets", &balancers, "-untrusted", "serve"];
+    let limits = ["-max-connections-per-client", "1"];
+    let rate = ["-connection-rate-per-client", "2/h"];
+    let scene = Scene::new(&[&trust[..], &limits, &rate].concat());
+    let near = scene.socket("192.0.2.5:0");
+    let plain = every(CLIENT, b"payload");
+    scene.count_passing("of a client with limits", &near, &plain, b"payload");
+    let second = every("203.0.113.7:40001", b"too many");
+    scene.count_refused("of a client at its limit", &near, &second, &near, &plain);
+    let stranger = scene.socket("192.0.2.6:0");
+    scene.count_passing("of a peer as itself", &stranger, &plain, &plain);
+    let again = scene.socket("192.0.2.6:0");
+    scene.count_refused("of a peer at its limit", &again, &plain, &near, &plain);
 }
 
 /// It could be the listener itself, if its address were this host's: that is looked up by asking

@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 
 use support::addr;
 use support::datagrams::{
-    BACKEND, PROXY_V6, Scene, assert_silent, every, header, header_to, receive, spp,
+    BACKEND, PROXY, PROXY_V6, Scene, assert_silent, every, header, header_to, receive, spp,
 };
 use support::header::{DGRAM, INET, LOCAL, V2, v1, v2};
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
@@ -75,6 +75,35 @@ fn first_keeps_a_socket_bound_while_its_flow_makes_room() {
     scene.converse(&other, OTHER);
     scene.proxy.wait_for_line("made room for a new flow");
     // Were the binding lost, the client could name itself anything now.
+    let forged = every("203.0.113.66:6", b"I am another");
+    near.send(&forged).unwrap();
+    assert_eq!(scene.expect(CLIENT, &forged), addr(CLIENT));
+}
+
+/// A client that opens flow after flow must not make the proxy forget another one's socket, however
+/// few flows there may be.
+#[test]
+fn first_keeps_all_sockets_that_a_load_balancer_can_have() {
+    let scene = Scene::new(&[
+        "-udp-header",
+        "first",
+        "-max-flows",
+        "1",
+        "-close-after",
+        "1h",
+    ]);
+    let near = scene.socket();
+    scene.converse(&near, CLIENT);
+    scene.balancer.enter(|| {
+        for port in 1..=65_535 {
+            // One port is taken: by the first client's socket.
+            let Ok(other) = UdpSocket::bind(("192.0.2.5", port)) else {
+                continue;
+            };
+            other.send_to(&every(OTHER, b"hello"), PROXY).unwrap();
+            scene.expect(OTHER, b"hello");
+        }
+    });
     let forged = every("203.0.113.66:6", b"I am another");
     near.send(&forged).unwrap();
     assert_eq!(scene.expect(CLIENT, &forged), addr(CLIENT));

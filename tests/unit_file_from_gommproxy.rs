@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, send};
-use support::{Backend, Host, Program, addr, repository};
+use support::{Backend, Host, Program, TempDir, addr, repository};
 
 /// When systemd comes to ExecStartPost: for a `Type=simple` service as soon as the program is
 /// executed, which may be before or after it has set itself up.
@@ -21,23 +21,53 @@ enum Then {
 
 #[test]
 fn realpeer_takes_go_mmproxys_place_in_its_unit() {
-    start_serve_and_stop(&Program::Realpeer.path(), Then::AtOnce);
+    with_its_flags(&Program::Realpeer.path(), Then::AtOnce);
+}
+
+#[test]
+fn the_file_for_the_units_flags_does_the_same() {
+    let unit = unit();
+    let words = &commands(&unit, "ExecStart")[0];
+    // The whole command line, as it stands in the unit.
+    let flags: Vec<&str> = words.iter().map(String::as_str).collect();
+    let translate = [&["config", "from-flags"], flags.as_slice()].concat();
+    let ended = Program::Realpeer.run(&Host::new("admin"), &translate);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let directory = TempDir::new();
+    let file = directory.file("realpeer.toml", &ended.stdout);
+    let program = Program::Realpeer.path();
+    for then in [Then::AtOnce, Then::OnceItListens] {
+        start_serve_and_stop(&[&program, "-config", &file], then);
+    }
 }
 
 #[test]
 fn realpeer_does_not_stand_in_the_way_of_the_units_own_rules() {
-    start_serve_and_stop(&Program::Realpeer.path(), Then::OnceItListens);
+    with_its_flags(&Program::Realpeer.path(), Then::OnceItListens);
 }
 
 #[test]
 fn the_unit_is_one_that_go_mmproxy_itself_runs_with() {
-    start_serve_and_stop("/usr/bin/go-mmproxy", Then::AtOnce);
+    with_its_flags("/usr/bin/go-mmproxy", Then::AtOnce);
 }
 
-/// Does with the unit what systemd does.
-fn start_serve_and_stop(program: &str, then: Then) {
-    let unit =
-        fs::read_to_string(repository("tests/data/go-mmproxy.service")).expect("the unit is there");
+fn unit() -> String {
+    fs::read_to_string(repository("tests/data/go-mmproxy.service")).expect("the unit is there")
+}
+
+/// Changes only the program's path in the unit.
+fn with_its_flags(program: &str, then: Then) {
+    let exec_start = commands(&unit(), "ExecStart");
+    assert_eq!(exec_start.len(), 1);
+    assert_eq!(exec_start[0][0], "/usr/bin/go-mmproxy");
+    let arguments = exec_start[0][1..].iter().map(String::as_str);
+    let words: Vec<&str> = [program].into_iter().chain(arguments).collect();
+    start_serve_and_stop(&words, then);
+}
+
+/// Does with the unit what systemd does, with this command line.
+fn start_serve_and_stop(exec_start: &[&str], then: Then) {
+    let unit = unit();
     let (balancer, server) = wire();
     let backends = [
         Backend::listen(&server, "127.0.0.1:22"),
@@ -45,11 +75,7 @@ fn start_serve_and_stop(program: &str, then: Then) {
     ];
     let untouched = routing(&server);
 
-    let exec_start = commands(&unit, "ExecStart");
-    assert_eq!(exec_start.len(), 1);
-    assert_eq!(exec_start[0][0], "/usr/bin/go-mmproxy");
-    let arguments: Vec<&str> = exec_start[0][1..].iter().map(String::as_str).collect();
-    let mut proxy = server.spawn(&[&[program], arguments.as_slice()].concat());
+    let mut proxy = server.spawn(exec_start);
     if then == Then::OnceItListens {
         server.wait_for_port(2222);
         // Whether a rule can be added twice depends on the kernel, so we look ourselves.

@@ -1,20 +1,14 @@
-//! Who carries a ban out: fail2ban, which then follows the jail's own rules, or an nft set.
+//! Who carries a ban out: a jail of fail2ban, or an nft set.
 
 use std::fmt;
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::str::FromStr;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use serde::Serialize;
-use tokio::process::Command;
-use tokio::time::timeout;
 
+use super::fail2ban;
 use super::nft_set::NftSet;
-
-/// How long fail2ban-client may take; Python takes a good part of a second to start.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The value of `-exec`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,65 +72,24 @@ impl fmt::Display for Backend {
 }
 
 impl Backend {
-    /// Bans an address; false if it was banned already.
-    pub async fn ban(&self, target: IpAddr, time: Duration) -> Result<bool> {
+    /// Whether an address is banned, by whomever.
+    pub async fn holds(&self, target: IpAddr) -> Result<bool> {
         match self {
-            Backend::Fail2ban { jail } => change(jail, "banip", target).await,
-            Backend::Nft(set) => set.add(target, time),
-        }
-    }
-
-    /// Ends a ban; false if there was none.
-    pub async fn unban(&self, target: IpAddr) -> Result<bool> {
-        match self {
-            Backend::Fail2ban { jail } => change(jail, "unbanip", target).await,
-            Backend::Nft(set) => set.remove(target),
+            Backend::Fail2ban { jail } => {
+                let banned = fail2ban::list(jail).await?;
+                Ok(banned.iter().any(|banned| banned.target == target))
+            }
+            Backend::Nft(set) => Ok(set.held(target)?.is_some()),
         }
     }
 
     /// Who is banned.
     pub async fn list(&self) -> Result<Vec<Banned>> {
-        let jail = match self {
-            Backend::Fail2ban { jail } => jail,
-            Backend::Nft(set) => return set.list(),
-        };
-        let listed = fail2ban(&["get", jail, "banip"]).await?;
-        let targets = listed
-            .split_whitespace()
-            .filter_map(|word| word.parse().ok());
-        Ok(targets
-            .map(|target| Banned {
-                target,
-                seconds: None,
-            })
-            .collect())
+        match self {
+            Backend::Fail2ban { jail } => fail2ban::list(jail).await,
+            Backend::Nft(set) => set.list(),
+        }
     }
-}
-
-/// fail2ban prints how many addresses the command changed.
-async fn change(jail: &str, action: &str, target: IpAddr) -> Result<bool> {
-    let printed = fail2ban(&["set", jail, action, &target.to_string()]).await?;
-    Ok(printed.trim() != "0")
-}
-
-async fn fail2ban(words: &[&str]) -> Result<String> {
-    let name = || format!("fail2ban-client {}", words.join(" "));
-    let running = Command::new("fail2ban-client")
-        .args(words)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = timeout(PATIENCE, running)
-        .await
-        .with_context(|| format!("{} did not end within {PATIENCE:?}", name()))?
-        .with_context(|| format!("cannot run {}: is fail2ban installed?", name()))?;
-    if !output.status.success() {
-        let said = [&output.stdout[..], &output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        let last = said.trim().lines().last().unwrap_or_default().to_owned();
-        bail!("{} failed ({}): {last}", name(), output.status);
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

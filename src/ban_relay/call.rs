@@ -1,10 +1,14 @@
 //! What a call asks for, and whether it may. Pure.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::networks::Networks;
+
+/// A hundred years; more is a mistake.
+const MOST_SECONDS: i64 = 100 * 365 * 24 * 3600;
 
 /// Ban or unban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +20,16 @@ pub enum Mode {
     Unban,
 }
 
+impl Mode {
+    /// As a call has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Ban => "ban",
+            Mode::Unban => "unban",
+        }
+    }
+}
+
 /// A call that was understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
@@ -23,17 +37,33 @@ pub struct Call {
     pub mode: Mode,
     /// To whom. Never IPv4-mapped.
     pub target: IpAddr,
+    /// For how long, if the call says so.
+    pub time: Option<BanTime>,
+}
+
+/// How long a ban is to last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BanTime {
+    /// So long.
+    For(Duration),
+    /// Until an unban.
+    Ever,
 }
 
 /// Why a call is not carried out.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// It is not the JSON that was agreed upon.
-    #[error("{0}: send {{\"mode\":\"ban\"|\"unban\",\"target\":\"ADDRESS\"}}")]
+    #[error(
+        "{0}: send {{\"mode\":\"ban\"|\"unban\",\"target\":\"ADDRESS\",\"seconds\":N}}, the last for a ban only and if you like"
+    )]
     Malformed(String),
     /// The target is no single address.
     #[error("the target is no address: give one IPv4 or IPv6 address, without a port or a prefix")]
     NoAddress,
+    /// The time makes no sense.
+    #[error("a ban lasts 1 to {MOST_SECONDS} seconds, or for ever by -1; an unban has no time")]
+    NoTime,
     /// Banning it would harm us.
     #[error("{0} is {1}: never banned")]
     Protected(IpAddr, &'static str),
@@ -44,16 +74,29 @@ pub enum CallError {
 struct Body {
     mode: Mode,
     target: String,
+    seconds: Option<i64>,
 }
 
 /// Reads a call's body.
 pub fn parse(body: &[u8]) -> Result<Call, CallError> {
-    let Body { mode, target } =
-        serde_json::from_slice(body).map_err(|e| CallError::Malformed(e.to_string()))?;
+    let Body {
+        mode,
+        target,
+        seconds,
+    } = serde_json::from_slice(body).map_err(|e| CallError::Malformed(e.to_string()))?;
     let target: IpAddr = target.parse().map_err(|_| CallError::NoAddress)?;
+    let time = match (mode, seconds) {
+        (_, None) => None,
+        (Mode::Ban, Some(-1)) => Some(BanTime::Ever),
+        (Mode::Ban, Some(seconds @ 1..=MOST_SECONDS)) => {
+            Some(BanTime::For(Duration::from_secs(seconds.unsigned_abs())))
+        }
+        _ => return Err(CallError::NoTime),
+    };
     Ok(Call {
         mode,
         target: target.to_canonical(),
+        time,
     })
 }
 
@@ -124,6 +167,29 @@ mod tests {
     }
 
     #[test]
+    fn a_ban_may_say_its_time() {
+        let time = |mode: &str, seconds: &str| {
+            let body = format!(r#"{{"mode":"{mode}","target":"203.0.113.9","seconds":{seconds}}}"#);
+            parse(body.as_bytes()).map(|call| call.time)
+        };
+        assert_eq!(time("ban", "-1"), Ok(Some(BanTime::Ever)));
+        let ten = BanTime::For(Duration::from_secs(10));
+        assert_eq!(time("ban", "10"), Ok(Some(ten)));
+        for (mode, seconds) in [
+            ("ban", "0"),
+            ("ban", "-2"),
+            ("ban", "3153600001"),
+            ("unban", "10"),
+        ] {
+            assert_eq!(time(mode, seconds), Err(CallError::NoTime), "{seconds}");
+        }
+        for seconds in ["1e999", "\"10\"", "1.5", "99999999999999999999"] {
+            let refused = time("ban", seconds);
+            assert!(matches!(refused, Err(CallError::Malformed(_))), "{seconds}");
+        }
+    }
+
+    #[test]
     fn own_and_trusted_addresses_are_never_banned() {
         let own = ["192.0.2.1".parse().unwrap()];
         let mut trusted = Networks::default();
@@ -132,6 +198,7 @@ mod tests {
             let call = Call {
                 mode,
                 target: target.parse().unwrap(),
+                time: None,
             };
             judge(call, &own, &trusted).is_ok()
         };

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -15,10 +17,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
+use tracing::field::display;
 
-use super::backend::Backend;
-use super::call::{self, Call, CallError, Mode};
+use super::book::End;
+use super::call::{self, BanTime, Call, CallError, Mode};
+use super::keeper::Keeper;
 use super::rate::Rate;
 use crate::addr::PeerAddr;
 use crate::networks::Networks;
@@ -34,14 +39,21 @@ const LARGEST_HEAD: usize = 8 << 10;
 /// Bytes of a body: far more than any address needs.
 const LARGEST_BODY: usize = 1 << 10;
 
+/// Characters of a call's path that the log shows.
+const LOGGED_PATH: usize = 80;
+
 /// What calls share.
 #[derive(Debug)]
 pub struct Relay {
     /// What callers must know.
     pub token: Vec<u8>,
-    /// Who bans.
-    pub backend: Backend,
-    /// How long an nft ban holds.
+    /// Who bans, for whom. Calls are carried out one after the other.
+    pub keeper: Mutex<Keeper>,
+    /// Told of each change, so that bans end in time.
+    pub changed: Notify,
+    /// The name of who bans.
+    pub exec: String,
+    /// How long a ban holds whose call does not say so.
     pub ban_time: Duration,
     /// How many calls a second.
     pub rate: Rate,
@@ -52,6 +64,44 @@ pub struct Relay {
 }
 
 type Answer = Response<Full<Bytes>>;
+
+/// Why a call is not carried out, and what is known of it.
+struct Refusal {
+    status: StatusCode,
+    why: String,
+    call: Option<Call>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, why: impl fmt::Display) -> Refusal {
+        Refusal {
+            status,
+            why: why.to_string(),
+            call: None,
+        }
+    }
+
+    fn of(call: Call, status: StatusCode, why: impl fmt::Display) -> Refusal {
+        Refusal {
+            call: Some(call),
+            ..Refusal::new(status, why)
+        }
+    }
+
+    fn answer(&self) -> Answer {
+        let mut answer = answer(self.status, &json!({"ok": false, "error": self.why}));
+        let header = match self.status {
+            StatusCode::UNAUTHORIZED => (WWW_AUTHENTICATE, "Bearer"),
+            StatusCode::TOO_MANY_REQUESTS => (RETRY_AFTER, "1"),
+            StatusCode::METHOD_NOT_ALLOWED => (ALLOW, self.why.trim_end_matches(" only")),
+            _ => return answer,
+        };
+        if let Ok(value) = HeaderValue::from_str(header.1) {
+            answer.headers_mut().insert(header.0, value);
+        }
+        answer
+    }
+}
 
 /// Answers one call on a connection.
 pub async fn converse(stream: TcpStream, peer: PeerAddr, relay: Arc<Relay>) -> hyper::Result<()> {
@@ -69,39 +119,51 @@ pub async fn converse(stream: TcpStream, peer: PeerAddr, relay: Arc<Relay>) -> h
 }
 
 impl Relay {
-    async fn answer(&self, request: Request<Incoming>, peer: PeerAddr) -> Answer {
+    /// Answers a call, and has it in the log, whatever becomes of it.
+    async fn answer(self: Arc<Relay>, request: Request<Incoming>, peer: PeerAddr) -> Answer {
+        let path: String = request.uri().path().chars().take(LOGGED_PATH).collect();
+        let asked = format!("{} {path}", request.method());
+        match self.carry_out(request, peer).await {
+            Ok(body) => answer(StatusCode::OK, &body),
+            Err(refusal) => {
+                let Refusal { status, why, call } = &refusal;
+                let mode = call.map(|call| call.mode.name());
+                let target = call.map(|call| display(call.target));
+                let status = status.as_u16();
+                tracing::warn!(frontendRemoteAddr = %peer, asked, mode, target, status, error = why, "call refused");
+                refusal.answer()
+            }
+        }
+    }
+
+    async fn carry_out(
+        self: Arc<Relay>,
+        request: Request<Incoming>,
+        peer: PeerAddr,
+    ) -> Result<Value, Refusal> {
         if !self.knows_token(&request) {
-            let mut answer = no(
-                StatusCode::UNAUTHORIZED,
-                "the bearer token is missing or wrong",
-            );
-            let kind = hyper::header::HeaderValue::from_static("Bearer");
-            answer.headers_mut().insert(WWW_AUTHENTICATE, kind);
-            return answer;
+            let why = "the bearer token is missing or wrong";
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, why));
         }
         // Behind the token: strangers cannot use up the callers' rate.
         if !self.rate.pass() {
-            let mut answer = no(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many calls a second (-rate)",
-            );
-            answer.headers_mut().insert(RETRY_AFTER, 1.into());
-            return answer;
+            let why = "too many calls a second (-rate)";
+            return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, why));
         }
         let allowed = match (request.uri().path(), request.method()) {
-            ("/", &Method::POST) => return self.change(request, peer).await,
-            ("/bans", &Method::GET) => return self.list().await,
-            ("/", _) => "POST",
-            ("/bans", _) => "GET",
-            _ => return no(StatusCode::NOT_FOUND, "there are POST / and GET /bans"),
+            ("/", &Method::POST) => {
+                let call = read(request).await?;
+                return self.change(call, peer).await;
+            }
+            ("/bans", &Method::GET) => return self.list(peer).await,
+            ("/", _) => "POST only",
+            ("/bans", _) => "GET only",
+            _ => {
+                let why = "there are POST / and GET /bans";
+                return Err(Refusal::new(StatusCode::NOT_FOUND, why));
+            }
         };
-        let mut answer = no(
-            StatusCode::METHOD_NOT_ALLOWED,
-            format!("only {allowed} here"),
-        );
-        let allowed = hyper::header::HeaderValue::from_static(allowed);
-        answer.headers_mut().insert(ALLOW, allowed);
-        answer
+        Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, allowed))
     }
 
     fn knows_token(&self, request: &Request<Incoming>) -> bool {
@@ -110,76 +172,79 @@ impl Relay {
         token.is_some_and(|token| bool::from(token.ct_eq(&self.token)))
     }
 
-    async fn change(&self, request: Request<Incoming>, peer: PeerAddr) -> Answer {
-        let call = match read(request).await {
-            Ok(call) => call,
-            Err(answer) => return answer,
-        };
-        let Call { mode, target } = call;
+    async fn change(self: Arc<Relay>, call: Call, peer: PeerAddr) -> Result<Value, Refusal> {
         let own = sys::interfaces::addresses();
         if let Err(error) = call::judge(call, &own, &self.trusted) {
-            tracing::warn!(%target, frontendRemoteAddr = %peer, %error, "ban refused");
-            return no(StatusCode::FORBIDDEN, error);
+            return Err(Refusal::of(call, StatusCode::FORBIDDEN, error));
         }
-        let changed = match mode {
-            Mode::Ban => self.backend.ban(target, self.ban_time).await,
-            Mode::Unban => self.backend.unban(target).await,
-        };
-        match changed {
-            Ok(changed) => {
-                let done = match (mode, changed) {
-                    (Mode::Ban, true) => "banned",
-                    (Mode::Ban, false) => "was banned already",
-                    (Mode::Unban, true) => "unbanned",
-                    (Mode::Unban, false) => "was not banned",
+        // A task of its own: a caller who goes away does not leave a call half done.
+        let relay = Arc::clone(&self);
+        let done = tokio::spawn(async move { relay.keep(call, peer).await });
+        match done.await {
+            Ok(Ok(said)) => Ok(said),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(error) => Err(error.to_string()),
+        }
+        .map_err(|why| Refusal::of(call, StatusCode::BAD_GATEWAY, why))
+    }
+
+    async fn keep(&self, call: Call, peer: PeerAddr) -> anyhow::Result<Value> {
+        let Call { mode, target, time } = call;
+        let mut keeper = self.keeper.lock().await;
+        let (done, until) = match mode {
+            Mode::Ban => {
+                let end = match time {
+                    Some(BanTime::Ever) => End::Never,
+                    Some(BanTime::For(time)) => End::after(time),
+                    None => End::after(self.ban_time),
                 };
-                tracing::info!(%target, frontendRemoteAddr = %peer, exec = %self.backend, done, "call done");
-                let by = self.backend.to_string();
-                answer(
-                    StatusCode::OK,
-                    &json!({"ok": true, "mode": mode, "target": target, "done": done, "by": by}),
-                )
+                (keeper.ban(target, peer.ip(), end).await?, Some(end))
             }
-            Err(error) => self.failed(&error),
+            Mode::Unban => (keeper.unban(target, peer.ip()).await?, None),
+        };
+        self.changed.notify_one();
+        let until = until.map(|until| until.to_string());
+        tracing::info!(frontendRemoteAddr = %peer, mode = mode.name(), %target, until, exec = self.exec, done, "call done");
+        let mut said =
+            json!({"ok": true, "mode": mode, "target": target, "done": done, "by": self.exec});
+        if let Some(until) = until {
+            said["until"] = until.into();
         }
+        Ok(said)
     }
 
-    async fn list(&self) -> Answer {
-        match self.backend.list().await {
-            Ok(bans) => answer(StatusCode::OK, &json!({"ok": true, "bans": bans})),
-            Err(error) => self.failed(&error),
-        }
-    }
-
-    fn failed(&self, error: &anyhow::Error) -> Answer {
-        let error = format!("{error:#}");
-        tracing::error!(exec = %self.backend, error, "call failed");
-        no(StatusCode::BAD_GATEWAY, error)
+    async fn list(&self, peer: PeerAddr) -> Result<Value, Refusal> {
+        let listed = self.keeper.lock().await.list().await;
+        let bans = listed
+            .map_err(|error| Refusal::new(StatusCode::BAD_GATEWAY, format_args!("{error:#}")))?;
+        tracing::info!(frontendRemoteAddr = %peer, asked = "GET /bans", exec = self.exec, "call done");
+        Ok(json!({"ok": true, "bans": bans}))
     }
 }
 
-async fn read(request: Request<Incoming>) -> Result<Call, Answer> {
+async fn read(request: Request<Incoming>) -> Result<Call, Refusal> {
     let body = Limited::new(request.into_body(), LARGEST_BODY).collect();
     let body = match timeout(PATIENCE, body).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             let why = format!("the body is longer than {LARGEST_BODY} bytes");
-            return Err(no(StatusCode::PAYLOAD_TOO_LARGE, why));
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
-        Ok(Err(error)) => return Err(no(StatusCode::BAD_REQUEST, error)),
-        Err(_) => return Err(no(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+        Ok(Err(error)) => return Err(Refusal::new(StatusCode::BAD_REQUEST, error)),
+        Err(_) => {
+            return Err(Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "the body took too long",
+            ));
+        }
     };
-    call::parse(&body).map_err(|error: CallError| no(StatusCode::BAD_REQUEST, error))
-}
-
-fn no(status: StatusCode, why: impl fmt::Display) -> Answer {
-    answer(status, &json!({"ok": false, "error": why.to_string()}))
+    call::parse(&body).map_err(|error: CallError| Refusal::new(StatusCode::BAD_REQUEST, error))
 }
 
 fn answer(status: StatusCode, body: &Value) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *answer.status_mut() = status;
-    let json = hyper::header::HeaderValue::from_static("application/json");
+    let json = HeaderValue::from_static("application/json");
     answer.headers_mut().insert(CONTENT_TYPE, json);
     answer
 }

@@ -3,12 +3,19 @@
 //!
 //! Who may call is decided by address and token, how often by `-rate`, and what is banned is a
 //! parsed address that is neither this host's nor a caller's. Nothing of a call reaches a shell.
+//!
+//! Each caller, known by its address, has bans of its own: an address stays banned until the last
+//! who asked for it wants it no more, and what the administrator banned is left alone.
 
 mod backend;
+mod book;
 mod call;
+mod fail2ban;
 mod http;
+mod keeper;
 mod nft_set;
 mod rate;
+mod store;
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,23 +23,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use crate::addr::{PeerAddr, canonical};
 use crate::cli::BanRelayFlags;
-use crate::config::{Protocol, Verbosity, resolve};
+use crate::config::{Protocol, Verbosity, resolve, systemd_state_dir};
+use crate::listening::cannot_listen;
 use crate::log;
 use crate::networks::Networks;
-use crate::report::Reporter;
+use crate::report::{Reporter, Subject, Volume};
 use crate::stats::Count;
 pub use backend::Backend;
 use http::Relay;
+use keeper::Keeper;
 use rate::Rate;
+use store::Store;
 
 /// Connections at once; more are closed at once.
 const CONNECTIONS: usize = 64;
@@ -40,35 +50,74 @@ const CONNECTIONS: usize = 64;
 /// How long a call may take, from its first byte to the end of the answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// After how long an end of a ban that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// The shortest token: 16 characters of base64 are 96 bits.
 const SHORTEST_TOKEN: usize = 16;
 
 /// Serves calls until a signal ends it.
 pub async fn run(flags: BanRelayFlags) -> Result<()> {
-    log::init(Verbosity::Errors, None);
+    log::init(Verbosity::Errors, None).context("cannot start the log")?;
     let (Some(token_file), Some(callers)) = (&flags.token_file, &flags.allowed_subnets) else {
         bail!("ban-relay needs -token-file and -allowed-subnets");
     };
     let trusted = Networks::load(callers).context("-allowed-subnets")?;
+    let token = token(token_file).context("-token-file")?;
+    let state = flags.state_dir.or_else(systemd_state_dir);
+    let store = state.map(|directory| Store::open(&directory));
+    let store = store.transpose().context("-state-dir")?;
     let relay = Arc::new(Relay {
-        token: token(token_file).context("-token-file")?,
-        backend: flags.backend,
+        token,
+        exec: flags.backend.to_string(),
+        keeper: Mutex::new(Keeper::new(flags.backend, store)),
+        changed: Notify::new(),
         ban_time: flags.ban_time,
         rate: Rate::new(flags.rate),
-        reporter: Reporter::new(Verbosity::Quiet, Protocol::Tcp),
+        reporter: Reporter::new(Arc::new(Volume::new(Verbosity::Quiet)), Protocol::Tcp),
         trusted,
     });
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
-    let (listener, address) = listen(resolve("-l", &flags.listen, Some)?).await?;
-    tracing::info!(listenAdr = %address, exec = %relay.backend, "ban-relay listening");
+    let (listener, address) =
+        listen(resolve(&flags.listen, Some).map_err(|e| anyhow!("-l {e}"))?).await?;
+    tracing::info!(listenAdr = %address, exec = relay.exec, "ban-relay listening");
+    if let Err(error) = relay.keeper.lock().await.restore() {
+        let error = format!("{error:#}");
+        tracing::error!(
+            exec = relay.exec,
+            error,
+            "cannot put back the bans of the last run"
+        );
+    }
     tokio::select! {
-        never = serve(listener, relay) => match never {},
+        never = serve(listener, Arc::clone(&relay)) => match never {},
+        never = end_bans(&relay) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Ends each ban when its time is over.
+async fn end_bans(relay: &Relay) -> std::convert::Infallible {
+    loop {
+        let next = relay.keeper.lock().await.next_end();
+        tokio::select! {
+            () = sleep(next.unwrap_or(Duration::MAX)) => {}
+            () = relay.changed.notified() => continue,
+        }
+        if let Err(error) = relay.keeper.lock().await.end_what_is_over().await {
+            let error = format!("{error:#}");
+            tracing::error!(
+                exec = relay.exec,
+                error,
+                "cannot end a ban whose time is over; trying again"
+            );
+            sleep(AGAIN).await;
+        }
+    }
 }
 
 fn token(path: &Path) -> Result<Vec<u8>> {
@@ -87,7 +136,7 @@ fn token(path: &Path) -> Result<Vec<u8>> {
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address}"))?;
+        .map_err(|e| anyhow!(cannot_listen(address, Protocol::Tcp, &e)))?;
     let address = listener
         .local_addr()
         .context("the listener has no address")?;
@@ -107,19 +156,29 @@ async fn serve(listener: TcpListener, relay: Arc<Relay>) -> std::convert::Infall
         };
         if !relay.trusted.contains(peer.ip()) {
             reset(&stream);
-            if let Some(held_back) = relay.reporter.due(Count::PeerNotAllowed) {
+            if let Some(held_back) = relay
+                .reporter
+                .due(Count::PeerNotAllowed, Subject::default())
+            {
                 tracing::warn!(frontendRemoteAddr = %peer, heldBack = held_back, "refused: not in the allowed-subnets file");
             }
             continue;
         }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             reset(&stream);
+            tracing::warn!(frontendRemoteAddr = %peer, error = "too many connections at once", "call refused");
             continue;
         };
         let relay = Arc::clone(&relay);
         tokio::spawn(async move {
-            // What goes wrong on a connection is its caller's affair.
-            let _ = timeout(PATIENCE, http::converse(stream, peer, relay)).await;
+            let error = match timeout(PATIENCE, http::converse(stream, peer, relay)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("not over within {PATIENCE:?}")),
+            };
+            if let Some(error) = error {
+                tracing::warn!(frontendRemoteAddr = %peer, error, "call refused");
+            }
             drop(place);
         });
     }

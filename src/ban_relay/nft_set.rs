@@ -12,10 +12,11 @@ use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
     SetElementMessage,
 };
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::NLM_F_CREATE;
 
 use super::backend::Banned;
-use crate::routing::nfnetlink::{commit_in, dump};
+use super::book::End;
+use crate::routing::nfnetlink::{commit_in, dump, get};
 
 /// A pair of sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,12 @@ enum Family {
     Inet,
     Ip,
     Ip6,
+}
+
+/// An element of a set.
+struct Held {
+    target: IpAddr,
+    end: End,
 }
 
 impl fmt::Display for NftSet {
@@ -59,69 +66,76 @@ impl NftSet {
         })
     }
 
-    /// Adds an address; one that is there gets its full time again, and false is told.
-    pub fn add(&self, target: IpAddr, time: Duration) -> Result<bool> {
-        let element = || {
-            let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-            let timeout = SetElementAttribute::Timeout(milliseconds);
-            NfTablesMessage::NewSetElement(self.message(target, vec![key(target), timeout]))
-        };
-        let new = (element(), NLM_F_CREATE | NLM_F_EXCL);
-        match self.commit(vec![new]) {
-            Ok(()) => Ok(true),
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => self
-                .commit(vec![(self.delete(target), 0), (element(), NLM_F_CREATE)])
-                .map(|()| false)
+    /// When an address leaves its set by itself; `None` if it is not in it.
+    pub fn held(&self, target: IpAddr) -> Result<Option<End>> {
+        let request = NfTablesMessage::GetSetElement(self.message(target, vec![key(target)]));
+        match get(self.netfilter_family(), request) {
+            Ok(answer) => Ok(held_in(vec![answer]).first().map(|held| held.end)),
+            // The same errno tells of a missing set.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => self
+                .dump(&self.name(target))
+                .map(|_| None)
                 .map_err(|e| self.explain(target, e)),
             Err(e) => Err(self.explain(target, e)),
         }
     }
 
-    /// Removes an address; false if it was not there.
-    pub fn remove(&self, target: IpAddr) -> Result<bool> {
-        match self.commit(vec![(self.delete(target), 0)]) {
-            Ok(()) => Ok(true),
-            // The same errno tells of a missing set.
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => self
-                .dump(&self.name(target))
-                .map(|_| false)
-                .map_err(|e| self.explain(target, e)),
-            Err(e) => Err(self.explain(target, e)),
-        }
+    /// Keeps an address in its set until `wanted`, or takes it out; it is in there until `held`. An
+    /// element that ends when it should, as far as clocks agree, is left alone.
+    pub fn hold(&self, target: IpAddr, held: Option<End>, wanted: Option<End>) -> Result<()> {
+        let delete = (self.delete(target), 0);
+        let changed = match (held, wanted) {
+            (None, None) => Ok(()),
+            (None, Some(end)) => self.commit(vec![self.add(target, end)]),
+            (Some(_), None) => self.commit(vec![delete]).or_else(gone),
+            (Some(held), Some(end)) if held >= end && !held.is_beyond(end) => Ok(()),
+            (Some(_), Some(end)) => match self.commit(vec![delete, self.add(target, end)]) {
+                // It has just ended.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                    self.commit(vec![self.add(target, end)])
+                }
+                other => other,
+            },
+        };
+        changed.map_err(|e| self.explain(target, e))
+    }
+
+    fn add(&self, target: IpAddr, end: End) -> (NfTablesMessage, u16) {
+        // Zero is for ever, whatever the set's own time-out is; a ban that is over lasts a second.
+        let seconds = end.left().map_or(0, |left| seconds(left).max(1));
+        let element = vec![
+            key(target),
+            SetElementAttribute::Timeout(seconds.saturating_mul(1000)),
+        ];
+        let element = self.message(target, element);
+        (NfTablesMessage::NewSetElement(element), NLM_F_CREATE)
     }
 
     /// Who is in the sets. One of them may be missing.
     pub fn list(&self) -> Result<Vec<Banned>> {
         let names = [self.set.clone(), format!("{}6", self.set)];
-        let mut found = names.map(|name| self.dump(&name));
-        if found.iter().all(Result::is_err) {
-            let [first, _] = found;
-            return first.with_context(|| format!("cannot list the sets {self} and {self}6"));
-        }
-        let lists = found.iter_mut().filter_map(|list| list.as_mut().ok());
-        Ok(lists.flat_map(std::mem::take).collect())
+        let held = match names.map(|name| self.dump(&name)) {
+            [Err(error), Err(_)] => {
+                return Err(error)
+                    .with_context(|| format!("cannot list the sets {self} and {self}6"));
+            }
+            lists => lists.into_iter().flatten().flatten(),
+        };
+        Ok(held
+            .map(|Held { target, end }| Banned {
+                target,
+                seconds: end.left().map(seconds),
+            })
+            .collect())
     }
 
-    fn dump(&self, set: &str) -> io::Result<Vec<Banned>> {
+    fn dump(&self, set: &str) -> io::Result<Vec<Held>> {
         let attributes = vec![
             SetElementList::Table(self.table.clone()),
             SetElementList::Set(set.to_owned()),
         ];
         let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-        let answers = dump(self.netfilter_family(), request)?;
-        let lists = answers.into_iter().filter_map(|answer| match answer {
-            NfTablesMessage::NewSetElement(message) => Some(message.attributes),
-            _ => None,
-        });
-        let elements = lists.flatten().filter_map(|attribute| match attribute {
-            SetElementList::Elements(elements) => Some(elements),
-            _ => None,
-        });
-        let banned = elements.flatten().filter_map(|element| match element {
-            ListAttribute::Element(attributes) => banned(&attributes),
-            _ => None,
-        });
-        Ok(banned.collect())
+        Ok(held_in(dump(self.netfilter_family(), request)?))
     }
 
     fn delete(&self, target: IpAddr) -> NfTablesMessage {
@@ -184,16 +198,47 @@ fn key(target: IpAddr) -> SetElementAttribute {
     SetElementAttribute::Key(DataAttribute::Value(bytes))
 }
 
-fn banned(element: &[SetElementAttribute]) -> Option<Banned> {
+/// Whom these answers of the kernel hold.
+fn held_in(answers: Vec<NfTablesMessage>) -> Vec<Held> {
+    let lists = answers.into_iter().filter_map(|answer| match answer {
+        NfTablesMessage::NewSetElement(message) => Some(message.attributes),
+        _ => None,
+    });
+    let elements = lists.flatten().filter_map(|attribute| match attribute {
+        SetElementList::Elements(elements) => Some(elements),
+        _ => None,
+    });
+    let held = elements.flatten().filter_map(|element| match element {
+        ListAttribute::Element(attributes) => held(&attributes),
+        _ => None,
+    });
+    held.collect()
+}
+
+/// Whole seconds, the last one counted in full.
+fn seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1000) as u64
+}
+
+/// It was removed in the meantime.
+fn gone(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+fn held(element: &[SetElementAttribute]) -> Option<Held> {
     let target = element.iter().find_map(|attribute| match attribute {
         SetElementAttribute::Key(DataAttribute::Value(bytes)) => address(bytes),
         _ => None,
     })?;
-    let seconds = element.iter().find_map(|attribute| match attribute {
-        SetElementAttribute::Expiration(milliseconds) => Some(milliseconds.div_ceil(1000)),
+    let end = element.iter().find_map(|attribute| match attribute {
+        SetElementAttribute::Expiration(left) => Some(End::after(Duration::from_millis(*left))),
         _ => None,
     });
-    Some(Banned { target, seconds })
+    let end = end.unwrap_or(End::Never);
+    Some(Held { target, end })
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {

@@ -1,15 +1,21 @@
 //! The bans on disk: a line for each ban and each unban, so that a change costs one write however
 //! many bans there are. At start the file is read and replaced by one that holds only what counts.
+//!
+//! Lines are only ever added to a file that was written whole by this process. After a write that
+//! failed, the next change writes a new file, with all that holds then.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::file;
 use super::list::{Ban, BanList};
+use crate::lock_file;
 
 /// Lines beyond those that count, before the file is written anew.
 const SLACK: usize = 10_000;
@@ -29,37 +35,135 @@ pub enum Change {
     },
 }
 
-/// The open file.
+/// The file of one process; no other may write it meanwhile.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    lock: Option<File>,
+    /// `None` while the file on disk lacks changes, or may end in half a line.
+    file: Option<Arc<File>>,
     lines: usize,
+    /// The file that lines were written to and not synced, even if it is not trusted any more.
+    unsynced: Option<Arc<File>>,
 }
 
 impl Journal {
-    /// Reads the bans of `path`, if it exists, and opens it for what comes. Lines that cannot be
-    /// read are told and left out: a crash may have cut the last one.
+    /// Locks and reads the bans of `path`, if it exists, and opens it for what comes. Lines that
+    /// cannot be read are told and left out: a crash may have cut the last one. Where nothing can
+    /// be written for now, that is told, and the bans that could be read hold.
     pub fn open(path: &Path, now: u64) -> Result<(Journal, BanList)> {
+        let mut journal = Journal {
+            path: path.to_owned(),
+            lock: None,
+            file: None,
+            lines: 0,
+            unsynced: None,
+        };
+        let locked = journal.lock()?;
         let mut list = match File::open(path) {
             Ok(file) => read(file, path)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => BanList::default(),
+            Err(e) if e.kind() == ErrorKind::NotFound => BanList::default(),
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
         };
         list.expire(now);
-        Ok((replace(path, &list)?, list))
+        if let Err(error) = locked.and_then(|()| journal.replace(&list)) {
+            let error = format!("{error:#}");
+            tracing::warn!(
+                error,
+                bans = list.len() as u64,
+                "the bans on disk are in force, but changes of them cannot be written down for now"
+            );
+        }
+        Ok((journal, list))
     }
 
-    /// Writes a change down. `list` is what holds after it.
+    /// Writes a change down; it survives a power cut once `unsynced` is synced. `list` is what
+    /// holds after it.
     pub fn write(&mut self, change: &Change, list: &BanList) -> Result<()> {
-        let name = || format!("cannot write {}", self.path.display());
-        let mut line = serde_json::to_vec(change).with_context(name)?;
+        let Some(file) = self.file.clone().filter(|_| !self.is_long(list)) else {
+            return self.mend(list);
+        };
+        let mut line = serde_json::to_vec(change)?;
         line.push(b'\n');
-        self.file.write_all(&line).with_context(name)?;
-        self.lines += 1;
-        if self.lines > 2 * list.len() + SLACK {
-            *self = replace(&self.path, list)?;
+        if let Err(error) = (&*file).write_all(&line) {
+            self.distrust();
+            return Err(error).with_context(|| self.cannot_write());
         }
+        self.lines += 1;
+        self.unsynced = Some(file);
+        Ok(())
+    }
+
+    /// Writes a new file.
+    fn mend(&mut self, list: &BanList) -> Result<()> {
+        self.lock()??;
+        self.replace(list)
+    }
+
+    /// As `mend`, if the file lacks changes; tells whether it did.
+    pub fn mend_if_behind(&mut self, list: &BanList) -> Result<bool> {
+        match self.file {
+            Some(_) => Ok(false),
+            None => self.mend(list).map(|()| true),
+        }
+    }
+
+    /// The file, if changes were written to it since the last call.
+    pub fn unsynced(&mut self) -> Option<Arc<File>> {
+        self.unsynced.take()
+    }
+
+    /// Notes that the file on disk may lack changes.
+    pub fn distrust(&mut self) {
+        self.file = None;
+    }
+
+    fn is_long(&self, list: &BanList) -> bool {
+        self.lines >= 2 * list.len() + SLACK
+    }
+
+    fn cannot_write(&self) -> String {
+        format!("cannot write {}", self.path.display())
+    }
+
+    /// The outer error: another process holds the lock. The inner one: there can be no lock for
+    /// now, so nothing may be written.
+    fn lock(&mut self) -> Result<Result<()>> {
+        if self.lock.is_some() {
+            return Ok(Ok(()));
+        }
+        let path = self.path.with_extension("lock");
+        let file = match file::make_directory(&self.path).and_then(|()| lock_file::open(&path)) {
+            Ok(file) => file,
+            Err(error) => return Ok(Err(error)),
+        };
+        match file::lock(&file) {
+            Ok(None) => self.lock = Some(file),
+            Ok(Some(holder)) => bail!(
+                "{} is in use by {holder}: give each instance its own -name or -state-dir",
+                self.path.display()
+            ),
+            Err(e) => return Ok(Err(e).with_context(|| format!("cannot lock {}", path.display()))),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Puts a new file in the place of the old one in one step, so that a crash leaves either
+    /// whole, and a power cut as well.
+    fn replace(&mut self, list: &BanList) -> Result<()> {
+        self.distrust();
+        let new = self.path.with_extension("new");
+        let placed = write_new(&new, list).and_then(|file| {
+            fs::rename(&new, &self.path)?;
+            file::sync(file::directory(&self.path))?;
+            Ok(file)
+        });
+        if placed.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        self.file = Some(Arc::new(placed.with_context(|| self.cannot_write())?));
+        self.lines = list.len();
+        self.unsynced = None;
         Ok(())
     }
 }
@@ -74,41 +178,23 @@ fn read(file: File, path: &Path) -> Result<BanList> {
                 list.remove(&network, listener.as_deref());
             }
             Err(error) => {
-                tracing::warn!(file = %path.display(), line = number as u64 + 1, %error, "this line of the bans on disk cannot be read; leaving it out");
+                tracing::warn!(file = %path.display(), line = number as u64 + 1, %error, "cannot read this line of the bans file; ignoring it");
             }
         }
     }
     Ok(list)
 }
 
-/// Puts a new file in the place of the old one in one step, so that a crash leaves either whole.
-fn replace(path: &Path, list: &BanList) -> Result<Journal> {
-    let name = || format!("cannot write {}", path.display());
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
-    }
-    let new = path.with_extension("new");
-    let mut out = BufWriter::new(File::create(&new).with_context(name)?);
+/// A synced file with these bans, which takes lines at its end.
+fn write_new(path: &Path, list: &BanList) -> io::Result<File> {
+    let mut out = BufWriter::new(file::create(path)?);
     for ban in list.iter() {
-        serde_json::to_writer(&mut out, &Change::Ban(ban.clone())).with_context(name)?;
-        out.write_all(b"\n").with_context(name)?;
+        serde_json::to_writer(&mut out, &Change::Ban(ban.clone()))?;
+        out.write_all(b"\n")?;
     }
-    let file = out
-        .into_inner()
-        .map_err(|e| e.into_error())
-        .with_context(name)?;
-    file.sync_all().with_context(name)?;
-    fs::rename(&new, path).with_context(name)?;
-    let file = OpenOptions::new()
-        .append(true)
-        .open(path)
-        .with_context(name)?;
-    Ok(Journal {
-        path: path.to_owned(),
-        file,
-        lines: list.len(),
-    })
+    let file = out.into_inner().map_err(|e| e.into_error())?;
+    file.sync_all()?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -180,16 +266,23 @@ mod tests {
         let scratch = Scratch::new("cut");
         let (mut journal, mut list) = Journal::open(&scratch.file(), 0).unwrap();
         add(&mut journal, &mut list, ban("203.0.113.7", None));
-        journal
-            .file
-            .write_all(b"{\"ban\":{\"network\":\"203.0.1")
-            .unwrap();
+        let mut file = journal.file.as_deref().unwrap();
+        file.write_all(b"{\"ban\":{\"network\":\"203.0.1").unwrap();
         let (_, list) = Journal::open(&scratch.file(), 0).unwrap();
         assert_eq!(list.len(), 1);
         assert_eq!(
             fs::read_to_string(scratch.file()).unwrap().lines().count(),
             1
         );
+    }
+
+    #[test]
+    fn what_was_written_before_a_failure_is_synced_all_the_same() {
+        let scratch = Scratch::new("before");
+        let (mut journal, mut list) = Journal::open(&scratch.file(), 0).unwrap();
+        add(&mut journal, &mut list, ban("203.0.113.7", None));
+        journal.distrust();
+        assert!(journal.unsynced().is_some() && journal.unsynced().is_none());
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl BanList {
         self.ends.first().map(|(until, ..)| *until)
     }
 
-    /// Takes away the bans that have ended.
+    /// Removes the bans that have expired.
     pub fn expire(&mut self, now: UnixSeconds) -> Vec<Arc<Ban>> {
         let mut ended = Vec::new();
         while let Some((until, network, listener)) = self.ends.first().cloned() {

@@ -1,13 +1,15 @@
 //! Bans: clients that are not served for a time, whatever the files say.
 
+mod file;
 mod journal;
 mod list;
 
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 pub use journal::Change;
@@ -17,51 +19,40 @@ pub use list::{Ban, BanList, UnixSeconds, after, now};
 /// The bans of a running proxy. New connections read them, the main thread alone changes them.
 #[derive(Debug, Default)]
 pub struct Bans {
-    listener: Option<String>,
     list: RwLock<BanList>,
     journal: Mutex<Option<Journal>>,
+    /// Held by who waits for the disk.
+    syncing: tokio::sync::Mutex<()>,
 }
 
 impl Bans {
-    /// The bans as they are on disk; without a file none, and they end with the program.
-    pub fn open(listener: Option<String>, file: Option<&Path>) -> Result<Bans> {
-        let Some(file) = file else {
-            return Ok(Bans {
-                listener,
-                ..Bans::default()
-            });
-        };
+    /// Takes over the bans of a file, and keeps later ones there. Without it, bans end with the
+    /// program.
+    pub fn open(&self, file: &Path) -> Result<()> {
         let (journal, list) = Journal::open(file, now())?;
-        Ok(Bans {
-            listener,
-            list: RwLock::new(list),
-            journal: Mutex::new(Some(journal)),
-        })
+        *self.list_mut() = list;
+        *self.journal() = Some(journal);
+        Ok(())
     }
 
-    /// The listener that these bans are for (`-name`).
-    pub fn listener(&self) -> Option<&str> {
-        self.listener.as_deref()
-    }
-
-    /// The ban that a client is under.
-    pub fn find(&self, client: IpAddr) -> Option<Arc<Ban>> {
+    /// The ban that a client is under at a listener.
+    pub fn find(&self, client: IpAddr, listener: Option<&str>) -> Option<Arc<Ban>> {
         let list = self.list();
         // The clock is read only if there is anything to compare it with.
         if list.is_empty() {
             return None;
         }
-        list.find(client, self.listener(), now()).cloned()
+        list.find(client, listener, now()).cloned()
     }
 
-    /// Bans a network from now on. Fails if the ban could not be written down; it holds all the
-    /// same, until the program ends.
+    /// Bans a network from now on; `sync` makes that last. Fails if the ban could not be written
+    /// down; it holds all the same, until the program ends.
     pub fn ban(&self, ban: Ban) -> Result<()> {
         self.list_mut().insert(ban.clone());
         self.write(&Change::Ban(ban))
     }
 
-    /// Ends the bans of exactly this network, and tells which they were.
+    /// Lifts the bans on exactly this network, and returns them.
     pub fn unban(&self, network: IpNet, listener: Option<&str>) -> (Vec<Arc<Ban>>, Result<()>) {
         let ended = self.list_mut().remove(&network, listener);
         if ended.is_empty() {
@@ -71,7 +62,7 @@ impl Bans {
         (ended, self.write(&Change::Unban { network, listener }))
     }
 
-    /// Takes away the bans that have ended, and tells which they were.
+    /// Removes the bans that have expired, and returns them.
     pub fn expire(&self) -> Vec<Arc<Ban>> {
         let now = now();
         if self.list().next_end().is_none_or(|end| now < end) {
@@ -83,6 +74,38 @@ impl Bans {
     /// The bans, to read.
     pub fn list(&self) -> RwLockReadGuard<'_, BanList> {
         self.list.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the changes so far would survive a power cut. Fails if they may not.
+    pub async fn sync(&self) -> Result<()> {
+        // What another one is waiting for may be ours.
+        let _turn = self.syncing.lock().await;
+        let unsynced = self.journal().as_mut().and_then(Journal::unsynced);
+        let Some(file) = unsynced else {
+            return Ok(());
+        };
+        // A slow disk must not hold up signals and other clients.
+        let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
+        let synced = synced.unwrap_or_else(|e| Err(io::Error::other(e)));
+        if synced.is_err()
+            && let Some(journal) = self.journal().as_mut()
+        {
+            journal.distrust();
+        }
+        synced.context("cannot write the bans to disk")
+    }
+
+    /// Writes down what could not be written when it happened; tells whether there was anything.
+    pub fn mend(&self) -> Result<bool> {
+        match self.journal().as_mut() {
+            Some(journal) => journal.mend_if_behind(&self.list()),
+            None => Ok(false),
+        }
+    }
+
+    /// Leaves the file to another process.
+    pub fn release(&self) {
+        self.journal().take();
     }
 
     /// Whether bans are kept over a restart.
@@ -103,5 +126,44 @@ impl Bans {
 
     fn journal(&self) -> MutexGuard<'_, Option<Journal>> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn who_finds_nothing_to_sync_waits_for_who_syncs() {
+        let directory = std::env::temp_dir().join(format!("realpeer-bans-{}", std::process::id()));
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.max_blocking_threads(1).build().unwrap();
+        let bans = Bans::default();
+        bans.open(&directory.join("bans")).unwrap();
+        let ban = Ban {
+            network: "203.0.113.7/32".parse().unwrap(),
+            listener: None,
+            since: 0,
+            until: None,
+            reason: String::new(),
+        };
+        bans.ban(ban).unwrap();
+        runtime.block_on(async {
+            // As a slow disk would, this keeps the first from its end.
+            let (disk, slow) = mpsc::channel::<()>();
+            tokio::task::spawn_blocking(move || slow.recv());
+            let (mut first, mut second) = (pin!(bans.sync()), pin!(bans.sync()));
+            assert!(first.as_mut().now_or_never().is_none());
+            assert!(second.as_mut().now_or_never().is_none());
+            drop(disk);
+            first.await.unwrap();
+            second.await.unwrap();
+        });
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

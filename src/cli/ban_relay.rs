@@ -7,8 +7,8 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::UsageError;
 use super::flags::{Command, Parsed, matches, refuse};
-use super::value::{self, HostPort};
 use crate::ban_relay::Backend;
+use crate::config::{HostPort, host_port, integer_in, timeout};
 
 /// The flags of `realpeer ban-relay`.
 #[derive(Clone, Debug, Parser)]
@@ -23,7 +23,7 @@ use crate::ban_relay::Backend;
 )]
 pub struct BanRelayFlags {
     /// Address to listen on; one that only the application servers reach
-    #[arg(long = "l", visible_alias = "listen-addr", value_name = "ADDR", value_parser = value::host_port, default_value = "127.0.0.1:8000")]
+    #[arg(long = "l", visible_alias = "listen-addr", value_name = "ADDR", value_parser = host_port, default_value = "127.0.0.1:8000")]
     pub listen: HostPort,
 
     /// File of the token that callers must know (needed)
@@ -46,9 +46,13 @@ pub struct BanRelayFlags {
     #[arg(long = "rate", value_name = "N", default_value = "100", value_parser = rate)]
     pub rate: u32,
 
-    /// How long a ban in an nft set holds; a jail of fail2ban has its own time
-    #[arg(long = "ban-time", value_name = "TIME", default_value = "1h", value_parser = value::timeout)]
+    /// How long a ban lasts if the call does not say
+    #[arg(long = "ban-time", value_name = "TIME", default_value = "1h", value_parser = timeout)]
     pub ban_time: Duration,
+
+    /// Directory that keeps across restarts who asked for which ban (default: $STATE_DIRECTORY, set by systemd)
+    #[arg(long = "state-dir", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Reads what stands behind `realpeer ban-relay`.
@@ -77,6 +81,6 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
 }
 
 fn rate(text: &str) -> Result<u32, String> {
-    let rate = value::integer_in(text, 1, 1_000_000)?;
+    let rate = integer_in(text, 1, 1_000_000)?;
     u32::try_from(rate).map_err(|_| "the number is too large".into())
 }

@@ -1,4 +1,4 @@
-//! `realpeer ctl` and the flags about the control socket.
+//! `realpeer ctl`, and the flags for the control socket.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,27 +6,33 @@ use std::time::Duration;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use ipnet::IpNet;
 
+use super::UsageError;
 use super::flags::{Command, Parsed, matches, refuse};
-use super::{UsageError, go, value};
-use crate::config::Control;
+use crate::config::{BOOLEAN, boolean, name, timeout};
 use crate::networks;
+use crate::suggest;
 
 /// The flags of `realpeer ctl`, and what to do.
 #[derive(Clone, Debug, Parser)]
 #[command(
-    name = "realpeer ctl ACTION",
+    name = "realpeer ctl",
+    display_name = "realpeer ctl ACTION",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
-    about = "Looks at a running proxy and steers it.",
+    about = "Queries and controls a running proxy.",
     before_help = "\nActions:\n  \
-                   status              what it is and what it has done\n  \
-                   connections         the open ones\n  \
+                   status              show what runs, and its counters\n  \
+                   connections         list the open connections\n  \
                    kill ID|ADDR|CIDR   end one connection, or all of a client\n  \
-                   ban ADDR|CIDR       serve a client no more, and end its connections\n  \
-                   unban ADDR|CIDR     serve it again\n  \
-                   bans                who is banned",
-    after_help = "Exit code: 0 done; 1 refused, or there is no such thing; 2 wrong command line; 3 no proxy answers."
+                   ban ADDR|CIDR       refuse a client, and end its connections\n  \
+                   unban ADDR|CIDR     lift a ban\n  \
+                   bans                list the bans\n  \
+                   drain [LISTENER]    stop accepting there; open sessions continue\n  \
+                   resume [LISTENER]   accept connections there again\n  \
+                   reload              reread the configuration and its lists\n  \
+                   log 0|1|2           change the verbosity until the next start",
+    after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
 pub struct CtlFlags {
     /// The proxy's control socket (default: /run/realpeer/control.sock)
@@ -37,15 +43,15 @@ pub struct CtlFlags {
     #[arg(long = "name", value_name = "NAME", value_parser = name)]
     pub name: Option<String>,
 
-    /// Print JSON, an object a line
-    #[arg(long = "json", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    /// Print JSON, one object per line
+    #[arg(long = "json", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = boolean)]
     pub json: bool,
 
-    /// ban: how long (default: for ever)
-    #[arg(long = "for", value_name = "TIME", value_parser = value::timeout)]
+    /// ban: for how long (default: until unbanned)
+    #[arg(long = "for", value_name = "TIME", value_parser = timeout)]
     pub length: Option<Duration>,
 
-    /// ban: why, for the log and the list
+    /// ban: the reason, for the log and the list
     #[arg(
         long = "reason",
         value_name = "TEXT",
@@ -54,12 +60,12 @@ pub struct CtlFlags {
     )]
     pub reason: String,
 
-    /// ban, unban: at the listener of this name only
+    /// ban, unban, connections: only at the listener of this name
     #[arg(long = "listener", value_name = "NAME", value_parser = name)]
     pub listener: Option<String>,
 
     /// ban: even this host's own addresses and trusted load balancers
-    #[arg(long = "force", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    #[arg(long = "force", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = boolean)]
     pub force: bool,
 
     /// What to do.
@@ -70,24 +76,32 @@ pub struct CtlFlags {
 /// What `realpeer ctl` does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CtlAction {
-    /// Tell what runs.
+    /// Show what runs, and its counters.
     #[default]
     Status,
     /// List the open connections.
     Connections,
     /// End one by its id.
     KillId(u64),
-    /// End those of a client.
+    /// End all of a client.
     KillClient(IpNet),
     /// Ban a client.
     Ban(IpNet),
-    /// End a ban.
+    /// Lift a ban.
     Unban(IpNet),
     /// List the bans.
     Bans,
+    /// Take nothing new at a listener; `None` for the only one.
+    Drain(Option<String>),
+    /// Take connections again at a listener.
+    Resume(Option<String>),
+    /// Read the configuration again.
+    Reload,
+    /// Change how much is logged.
+    Log(u8),
 }
 
-/// Reads what stands behind `realpeer ctl`.
+/// Parses what follows `realpeer ctl`.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     let command = CtlFlags::command();
     match matches(&command, words, true)? {
@@ -101,12 +115,32 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
+const ACTIONS: [&str; 10] = [
+    "status",
+    "connections",
+    "kill",
+    "ban",
+    "unban",
+    "bans",
+    "drain",
+    "resume",
+    "reload",
+    "log",
+];
+
 fn action(words: &[String]) -> Result<CtlAction, String> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["status"] => Ok(CtlAction::Status),
         ["connections"] => Ok(CtlAction::Connections),
         ["bans"] => Ok(CtlAction::Bans),
+        ["reload"] => Ok(CtlAction::Reload),
+        ["drain"] => Ok(CtlAction::Drain(None)),
+        ["drain", listener] => Ok(CtlAction::Drain(Some(listener.to_owned()))),
+        ["resume"] => Ok(CtlAction::Resume(None)),
+        ["resume", listener] => Ok(CtlAction::Resume(Some(listener.to_owned()))),
+        ["log", level @ ("0" | "1" | "2")] => Ok(CtlAction::Log(level.as_bytes()[0] - b'0')),
+        ["log", ..] => Err("ctl log: give 0, 1 or 2".into()),
         ["ban", client] => network(client).map(CtlAction::Ban),
         ["unban", client] => network(client).map(CtlAction::Unban),
         ["kill", which] => match which.parse() {
@@ -115,41 +149,24 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         },
         ["ban" | "unban"] => Err(format!("ctl {}: name an address or a CIDR", words[0])),
         ["kill"] => Err("ctl kill: name an id of 'ctl connections', an address or a CIDR".into()),
-        [] => Err("ctl: say status, connections, kill, ban, unban or bans".into()),
-        [
-            "status" | "connections" | "bans" | "ban" | "unban" | "kill",
-            ..,
-        ] => {
-            let stray = words.last().copied().unwrap_or_default();
-            Err(format!("ctl {}: stray word {stray:?}", words[0]))
+        [] => Err(format!(
+            "ctl: the action is missing: {}",
+            ACTIONS.join(", ")
+        )),
+        [action, .., stray] if ACTIONS.contains(&action) => {
+            Err(format!("ctl {action}: stray word {stray:?}"))
         }
         [word, ..] => Err(format!(
-            "ctl: say status, connections, kill, ban, unban or bans, not {word:?}"
+            "ctl: {}",
+            suggest::unknown("action", word, &ACTIONS)
         )),
     }
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
-    networks::parse(text)
-        .ok_or_else(|| format!("{text:?} is no address and no network such as 203.0.113.0/24"))
-}
-
-/// The value of `-control`.
-pub fn place(text: &str) -> Result<Control, String> {
-    Ok(match text {
-        "" => Control::Usual,
-        "off" => Control::Off,
-        path => Control::At(path.into()),
+    networks::parse(text).ok_or_else(|| {
+        format!("{text:?} is neither an address nor a network such as 203.0.113.0/24")
     })
-}
-
-/// The value of `-name`: it becomes a part of file names.
-pub fn name(text: &str) -> Result<String, String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if text.is_empty() || text.len() > 32 || text.starts_with('.') || !text.chars().all(plain) {
-        return Err("use up to 32 letters, digits, - _ and .".into());
-    }
-    Ok(text.to_owned())
 }
 
 #[cfg(test)]
@@ -188,12 +205,16 @@ mod tests {
             ("ban", "name an address"),
             ("ban nonsense", "\"nonsense\""),
             ("bans 1", "stray word \"1\""),
-            ("stop", "\"stop\""),
+            (
+                "stop",
+                "\"stop\"; actions: status, connections, kill, ban, unban, bans",
+            ),
+            ("statsu", "(did you mean status?)"),
             ("ban 203.0.113.9 -for x", "-for"),
             ("bans -name a/b", "-name"),
         ] {
             let error = parse_line(line).unwrap_err();
-            assert!(error.lines().next().unwrap().contains(expected), "{error}");
+            assert!(error.lines().last().unwrap().contains(expected), "{error}");
         }
     }
 }

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use clap::{Arg, ArgAction, CommandFactory};
 
-use super::flags::{Command, Parsed, ProxyFlags, matches, proxy_flags, refuse};
-use super::{UsageError, go, value};
+use super::UsageError;
+use super::flags::{Command, Parsed, ProxyFlags, matches, refuse, source};
+use crate::config::{self, BOOLEAN};
 use crate::doctor::Options;
 
 /// Reads what stands behind `realpeer doctor`.
@@ -35,10 +36,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
                 json: matches.remove_one("json").unwrap_or(false),
                 probe_remote: matches.remove_one("probe-remote").unwrap_or(false),
             };
-            Ok(Command::Doctor(
-                options,
-                proxy_flags(&command, &mut matches)?,
-            ))
+            Ok(Command::Doctor(options, source(&command, &mut matches)?))
         }
     }
 }
@@ -46,10 +44,10 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
 fn boolean(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name)
         .long(name)
-        .value_name(go::BOOLEAN)
+        .value_name(BOOLEAN)
         .action(ArgAction::Set)
         .default_value("false")
-        .value_parser(value::boolean)
+        .value_parser(config::boolean)
         .help(help)
 }
 

@@ -2,34 +2,34 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::error::ContextKind;
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use super::ban_relay::{self, BanRelayFlags};
+use super::config::{self, ConfigAction};
 use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
-use super::value::{self, HostPort};
 use super::{UsageError, doctor, go, usage};
-use crate::config::{
-    Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Verbosity,
-};
+use crate::config::{BOOLEAN, ListenerDraft, ProcessDraft, Source, boolean};
+use crate::suggest;
 
 /// What the user asked for.
 #[derive(Debug)]
 pub enum Command {
     /// Run the proxy.
-    Proxy(ProxyFlags),
+    Proxy(Source),
     /// `realpeer routing up|down|show` with the proxy's flags.
-    Routing(RoutingAction, ShowAs, ProxyFlags),
+    Routing(RoutingAction, ShowAs, Source),
     /// `realpeer ctl`.
     Ctl(CtlFlags),
     /// `realpeer doctor` with the proxy's flags.
-    Doctor(crate::doctor::Options, ProxyFlags),
+    Doctor(crate::doctor::Options, Source),
     /// `realpeer ban-relay`.
     BanRelay(BanRelayFlags),
+    /// `realpeer config`.
+    Config(ConfigAction),
     /// `realpeer demo`.
     Demo,
     /// Print this and exit 0: help or the version.
@@ -37,162 +37,75 @@ pub enum Command {
 }
 
 /// The flags of the proxy, as typed and checked one by one.
-#[derive(Clone, Debug, Parser)]
+#[derive(Debug, Parser)]
 #[command(
     name = "realpeer",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
-    about = "realpeer takes PROXY-protocol connections from a load balancer and passes them on\n\
-             from the client's own address and port, so that the backend sees the real peer.",
-    before_help = "  realpeer demo                         see it work, without root, touching nothing\n  \
-                   realpeer routing up|down|show [FLAGS] the policy routing that brings replies back\n  \
-                   realpeer ctl ACTION                   look at a running proxy, end connections, ban clients\n  \
-                   realpeer ban-relay [FLAGS]            take bans from application servers, at the ingress\n  \
-                   realpeer doctor [FLAGS]               what is wrong, and what mends it",
+    about = "realpeer accepts PROXY-protocol connections from a load balancer and passes them on\n\
+             from the client's own address and port, so that the backend sees the real client.",
+    before_help = "  realpeer demo                         show it working, without root and without changing anything\n  \
+                   realpeer routing up|down|show [FLAGS] manage the policy routing that brings replies back\n  \
+                   realpeer ctl ACTION                   query a running proxy, end connections, ban clients\n  \
+                   realpeer config ACTION                check a configuration file, or show what is in force\n  \
+                   realpeer ban-relay [FLAGS]            accept bans from application servers, on the ingress host\n  \
+                   realpeer doctor [FLAGS]               find out what is wrong and how to fix it\n  \
+                   realpeer help [COMMAND]               print this help, or that of a command\n  \
+                   realpeer version                      print the version",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
 pub struct ProxyFlags {
-    /// Address to listen on; [::]:PORT takes IPv4 too
-    #[arg(long = "l", visible_alias = "listen-addr", value_name = "ADDR", default_value = "0.0.0.0:8443", value_parser = value::host_port)]
-    pub listen: HostPort,
+    /// What belongs to the listener.
+    #[command(flatten)]
+    pub listener: ListenerDraft,
 
-    /// Where connections of IPv4 clients go
-    #[arg(long = "4", visible_alias = "ipv4", value_name = "ADDR", default_value = "127.0.0.1:443", value_parser = value::target_v4)]
-    pub target_v4: HostPort,
+    /// What belongs to the process.
+    #[command(flatten)]
+    pub process: ProcessDraft,
 
-    /// Where connections of IPv6 clients go
-    #[arg(long = "6", visible_alias = "ipv6", value_name = "ADDR", default_value = "[::1]:443", value_parser = value::target_v6)]
-    pub target_v6: HostPort,
-
-    /// Go to the destination that the header names, with the client's address
-    #[arg(long = "dynamic-destination", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
-    pub dynamic_destination: bool,
-
-    /// Protocol: tcp or udp
-    #[arg(long = "p", visible_alias = "protocol", value_name = "PROTO", default_value = "tcp", value_parser = protocol)]
-    pub protocol: Protocol,
-
-    /// Mark of the connections to the backend (SO_MARK); 0 sets none
-    #[arg(long = "mark", visible_alias = "m", value_name = "N", default_value = "0", value_parser = mark)]
-    pub mark: u32,
-
-    /// File of the load balancers that may connect, an address or CIDR a line
-    #[arg(long = "allowed-subnets", visible_aliases = ["a", "allowed-networks"], value_name = "FILE")]
-    pub allowed_subnets: Option<PathBuf>,
-
-    /// File of the clients that are not served, an address or CIDR a line
-    #[arg(long = "denied-clients", value_name = "FILE")]
-    pub denied_clients: Option<PathBuf>,
-
-    /// File of the only clients that are served, an address or CIDR a line
-    #[arg(long = "allowed-clients", value_name = "FILE")]
-    pub allowed_clients: Option<PathBuf>,
-
-    /// Sockets that share the listen address (SO_REUSEPORT)
-    #[arg(long = "listeners", value_name = "N", default_value = "1", value_parser = listeners)]
-    pub listeners: usize,
-
-    /// Take connections to addresses that are not this host's (IP_TRANSPARENT)
-    #[arg(long = "listen-transparent", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
-    pub listen_transparent: bool,
-
-    /// Threads that carry connections (default: one a core)
-    #[arg(long = "workers", value_name = "N", value_parser = workers)]
-    pub workers: Option<usize>,
-
-    /// Connections open at once (default: what the open-file limit carries)
-    #[arg(long = "max-connections", value_name = "N", value_parser = max_connections)]
-    pub max_connections: Option<usize>,
-
-    /// When the client's port is taken: keep (use a free one then), any (always), strict (refuse)
-    #[arg(long = "source-port", value_name = "WHICH", default_value = "keep", value_parser = source_port)]
-    pub source_port: SourcePort,
-
-    /// How long a load balancer may take to send the header
-    #[arg(long = "header-timeout", value_name = "TIME", default_value = "10s", value_parser = value::timeout)]
-    pub header_timeout: Duration,
-
-    /// How long the backend may take to answer
-    #[arg(long = "connect-timeout", value_name = "TIME", default_value = "5s", value_parser = value::timeout)]
-    pub connect_timeout: Duration,
-
-    /// How long open connections may go on after SIGTERM
-    #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
-    pub drain_timeout: Duration,
-
-    /// Silence both ways that ends a UDP flow; 0: silence ends none (-max-flows still does)
-    #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
-    pub close_after: Duration,
-
-    /// Where UDP datagrams have their header: every (PROXY v2 in each), spp (Simple Proxy Protocol
-    /// in each), first (PROXY v2 in a load balancer socket's first; set -close-after longer than
-    /// the load balancer keeps a socket)
-    #[arg(long = "udp-header", value_name = "STYLE", default_value = "every", value_parser = udp_header, verbatim_doc_comment)]
-    pub udp_header: UdpHeader,
-
-    /// UDP flows open at once, of which the one idle longest makes room for a new one
-    /// (default: what the open-file limit carries)
-    #[arg(long = "max-flows", value_name = "N", value_parser = max_connections, verbatim_doc_comment)]
-    pub max_flows: Option<usize>,
-
-    /// Policy routing: auto (put in what is missing, take it away at exit) or off
-    #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = routing::switch)]
-    pub routing: Routing,
-
-    /// How replies come back: auto (by the target), loopback, mark, socket or udp-port
-    #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = routing::mode)]
-    pub routing_mode: RoutingMode,
-
-    /// What this instance is called, where several run: its control socket is NAME.sock then
-    #[arg(long = "name", value_name = "NAME", value_parser = super::control::name)]
-    pub name: Option<String>,
-
-    /// Socket that 'realpeer ctl' talks to, or off (default: /run/realpeer/control.sock, if it can be made)
-    #[arg(long = "control", value_name = "PATH", default_value = "", hide_default_value = true, value_parser = super::control::place)]
-    pub control: Control,
-
-    /// Group that may use the control socket
-    #[arg(long = "control-group", value_name = "GROUP")]
-    pub control_group: Option<String>,
-
-    /// Directory that keeps bans over a restart (default: $STATE_DIRECTORY, which systemd sets)
-    #[arg(long = "state-dir", value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-
-    /// 0: start and stop; 1: refused connections too; 2: every connection
-    #[arg(long = "v", value_name = "N", default_value = "0", value_parser = verbosity)]
-    pub verbosity: Verbosity,
-
-    /// json or text (default: text on a terminal)
-    #[arg(long = "log-format", value_name = "FORMAT", value_parser = log_format)]
-    pub log_format: Option<LogFormat>,
+    /// Configuration file, instead of the flags of a listener
+    #[arg(long = "config", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Print the version
-    #[arg(long = "version", value_name = go::BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    #[arg(long = "version", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = boolean)]
     pub version: bool,
-
-    /// `-4` was given.
-    #[arg(skip)]
-    pub v4_given: bool,
-    /// `-6` was given.
-    #[arg(skip)]
-    pub v6_given: bool,
 }
+
+/// The words that may stand first.
+const COMMANDS: [&str; 8] = [
+    "config",
+    "routing",
+    "doctor",
+    "ctl",
+    "ban-relay",
+    "demo",
+    "help",
+    "version",
+];
 
 /// Reads a command line, without the program's name.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     match words.first().map(String::as_str) {
         Some("demo") => bare(
-            "demo",
-            "plays a load balancer and shows what the backend sees, without and with realpeer",
+            "realpeer demo",
+            "Plays a load balancer and shows what the backend sees, without and with realpeer.",
             &words[1..],
             Command::Demo,
         ),
+        Some("version") => bare(
+            "realpeer version",
+            "Prints the version.",
+            &words[1..],
+            version(),
+        ),
+        Some("help") => help(&words[1..]),
         Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
         Some("ban-relay") => ban_relay::parse(&words[1..]),
         Some("ctl") => control::parse(&words[1..]),
+        Some("config") => config::parse(&words[1..]),
         _ => proxy(words),
     }
 }
@@ -201,54 +114,82 @@ fn proxy(words: &[String]) -> Result<Command, UsageError> {
     let command = ProxyFlags::command();
     match matches(&command, words, false)? {
         Parsed::Help(text) => Ok(Command::Print(text)),
-        Parsed::Flags(_, rest) if !rest.is_empty() => Err(refuse(
-            &command,
-            format!("stray word {:?}: flags begin with a dash", rest[0]),
-        )),
-        Parsed::Flags(mut matches, _) => match proxy_flags(&command, &mut matches)? {
-            flags if flags.version => Ok(Command::Print(
-                concat!("realpeer ", env!("CARGO_PKG_VERSION"), "\n").into(),
-            )),
-            flags => Ok(Command::Proxy(flags)),
-        },
+        Parsed::Flags(_, rest) if !rest.is_empty() => {
+            let is_first = words[0] == rest[0];
+            Err(refuse(&command, stray(&rest[0], is_first)))
+        }
+        Parsed::Flags(matches, _) if matches.get_one("version") == Some(&true) => Ok(version()),
+        Parsed::Flags(mut matches, _) => Ok(Command::Proxy(source(&command, &mut matches)?)),
     }
 }
 
 /// A subcommand without flags of its own.
 fn bare(
-    name: &str,
-    about: &str,
+    name: &'static str,
+    about: &'static str,
     words: &[String],
     command: Command,
 ) -> Result<Command, UsageError> {
-    let definition = clap::Command::new(format!("realpeer {name}"));
-    match go::split(&definition, words, true) {
-        Ok(words) if words.help => Ok(Command::Print(format!("realpeer {name}: {about}\n"))),
-        Ok(words) if words.rest.is_empty() => Ok(command),
-        Ok(words) => Err(refuse(
-            &definition,
-            format!("{name}: stray word {:?}", words.rest[0]),
-        )),
-        Err(message) => Err(refuse(&definition, message)),
+    let definition = clap::Command::new(name).about(about);
+    match matches(&definition, words, true)? {
+        Parsed::Help(text) => Ok(Command::Print(text)),
+        Parsed::Flags(_, rest) => match rest.first() {
+            None => Ok(command),
+            Some(stray) => Err(refuse(&definition, format!("stray word {stray:?}"))),
+        },
     }
 }
 
-/// A command line that clap has taken apart.
+/// `realpeer help [COMMAND]`: what `-h` prints.
+fn help(words: &[String]) -> Result<Command, UsageError> {
+    let flag = "-h".to_owned();
+    match words {
+        [] => parse(&[flag]),
+        [command] if COMMANDS.contains(&command.as_str()) => parse(&[command.clone(), flag]),
+        [word] if matches!(word.as_str(), "-h" | "-help" | "--help") => parse(&[flag]),
+        [word, rest @ ..] => {
+            let message = match rest {
+                [] => suggest::unknown("command", word, &COMMANDS),
+                [stray, ..] => format!("help: stray word {stray:?}"),
+            };
+            Err(refuse(&ProxyFlags::command(), message))
+        }
+    }
+}
+
+fn version() -> Command {
+    Command::Print(concat!("realpeer ", env!("CARGO_PKG_VERSION"), "\n").into())
+}
+
+/// What is wrong with a word that is no flag.
+fn stray(word: &str, is_first: bool) -> String {
+    match suggest::nearest(word, COMMANDS) {
+        _ if is_first && !word.starts_with('-') => suggest::unknown("command", word, &COMMANDS),
+        Some(command) => {
+            format!("stray word {word:?}: a command comes first, as in 'realpeer {command}'")
+        }
+        None => format!("stray word {word:?}: flags begin with a dash"),
+    }
+}
+
+/// A command line parsed by clap.
 pub(super) enum Parsed {
-    /// The flags, and the words that are none.
+    /// The flags, and the words that are not flags.
     Flags(Box<clap::ArgMatches>, Vec<String>),
     /// Help was asked for; this is it.
     Help(String),
 }
 
-/// Takes the words apart by the flags that `command` defines.
+/// Parses the words by the flags that `command` defines.
 pub(super) fn matches(
     command: &clap::Command,
     words: &[String],
     anywhere: bool,
 ) -> Result<Parsed, UsageError> {
     let words = go::split(command, words, anywhere).map_err(|message| refuse(command, message))?;
-    if words.help {
+    // `realpeer ctl help` is as good as `realpeer ctl -h`.
+    let asks = anywhere && words.rest.first().is_some_and(|word| word == "help");
+    if words.help || asks {
         return Ok(Parsed::Help(usage::help(command)));
     }
     let args = std::iter::once("realpeer".to_owned()).chain(words.flags);
@@ -258,20 +199,58 @@ pub(super) fn matches(
     }
 }
 
-/// The proxy's flags among `matches`.
-pub(super) fn proxy_flags(
+/// What the proxy's flags among `matches` ask for.
+pub(super) fn source(
     command: &clap::Command,
     matches: &mut clap::ArgMatches,
-) -> Result<ProxyFlags, UsageError> {
-    let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+) -> Result<Source, UsageError> {
+    let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let (v4_given, v6_given) = (typed("target_v4"), typed("target_v6"));
-    let flags = ProxyFlags::from_arg_matches_mut(matches)
+    let of_listener = ListenerDraft::augment_args(clap::Command::new("listener"));
+    let stray = of_listener
+        .get_arguments()
+        .find(|flag| typed(flag.get_id().as_str()));
+    let stray = stray.and_then(|flag| flag.get_long().map(str::to_owned));
+    let over = over(matches);
+    let mut flags = ProxyFlags::from_arg_matches_mut(matches)
         .map_err(|error| refuse(command, bad_value(&error)))?;
-    Ok(ProxyFlags {
-        v4_given,
-        v6_given,
-        ..flags
-    })
+    match (flags.config, stray) {
+        (Some(_), Some(flag)) => Err(refuse(
+            command,
+            format!("-{flag} belongs to a listener: with -config it stands in the file"),
+        )),
+        (Some(path), None) => Ok(Source::File { path, over }),
+        (None, _) => {
+            flags.listener.name.clone_from(&flags.process.name);
+            (flags.listener.v4_given, flags.listener.v6_given) = (v4_given, v6_given);
+            Ok(Source::Flags(Box::new((flags.process, flags.listener))))
+        }
+    }
+}
+
+/// The flags of the process that were typed, which count more than the keys of a file.
+fn over(matches: &clap::ArgMatches) -> Vec<String> {
+    let of_process = ProcessDraft::augment_args(clap::Command::new("process"));
+    let typed = typed_flags(&of_process, matches).into_iter();
+    typed
+        .map(|(flag, value)| format!("--{flag}={value}"))
+        .collect()
+}
+
+/// Those flags of `command` that were typed, by their long names, with their last values.
+pub(super) fn typed_flags(
+    command: &clap::Command,
+    matches: &clap::ArgMatches,
+) -> Vec<(String, String)> {
+    let typed = command.get_arguments().filter_map(|flag| {
+        let id = flag.get_id().as_str();
+        if matches.value_source(id) != Some(ValueSource::CommandLine) {
+            return None;
+        }
+        let value = matches.get_raw(id)?.next_back()?.to_str()?;
+        Some((flag.get_long()?.to_owned(), value.to_owned()))
+    });
+    typed.collect()
 }
 
 /// One line that names the flag, the value and what is wrong with it.
@@ -297,66 +276,4 @@ pub(super) fn refuse(command: &clap::Command, message: String) -> UsageError {
         message,
         usage: usage::short(command),
     }
-}
-
-fn protocol(text: &str) -> Result<Protocol, String> {
-    match text {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        _ => Err("write tcp or udp".into()),
-    }
-}
-
-fn source_port(text: &str) -> Result<SourcePort, String> {
-    match text {
-        "keep" => Ok(SourcePort::Keep),
-        "any" => Ok(SourcePort::Any),
-        "strict" => Ok(SourcePort::Strict),
-        _ => Err("write keep, any or strict".into()),
-    }
-}
-
-fn udp_header(text: &str) -> Result<UdpHeader, String> {
-    match text {
-        "every" => Ok(UdpHeader::Every),
-        "first" => Ok(UdpHeader::First),
-        "spp" => Ok(UdpHeader::Spp),
-        _ => Err("write every, first or spp".into()),
-    }
-}
-
-fn log_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "json" => Ok(LogFormat::Json),
-        "text" => Ok(LogFormat::Text),
-        _ => Err("write json or text".into()),
-    }
-}
-
-fn verbosity(text: &str) -> Result<Verbosity, String> {
-    match value::integer_in(text, 0, 2)? {
-        0 => Ok(Verbosity::Quiet),
-        1 => Ok(Verbosity::Errors),
-        _ => Ok(Verbosity::All),
-    }
-}
-
-fn mark(text: &str) -> Result<u32, String> {
-    count(text, 0, i64::from(u32::MAX))
-}
-
-fn listeners(text: &str) -> Result<usize, String> {
-    count(text, 1, 1024)
-}
-
-fn workers(text: &str) -> Result<usize, String> {
-    count(text, 1, 1024)
-}
-
-fn max_connections(text: &str) -> Result<usize, String> {
-    count(text, 1, i64::MAX)
-}
-
-fn count<N: TryFrom<i64>>(text: &str, least: i64, most: i64) -> Result<N, String> {
-    N::try_from(value::integer_in(text, least, most)?).map_err(|_| "the number is too large".into())
 }

@@ -1,13 +1,16 @@
-//! Go's `flag` package rules, as a translation to the one spelling clap is given: `--name=value`.
+//! The rules of Go's `flag` package, translated to the one spelling that clap gets: `--name=value`.
 
 use clap::Command;
+
+use crate::config::BOOLEAN;
+use crate::suggest;
 
 /// What Go's rules make of the words.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Words {
-    /// `--name=value`, one a flag, names as clap knows them.
+    /// One `--name=value` per flag, names as clap knows them.
     pub flags: Vec<String>,
-    /// Words that are no flags.
+    /// Words that are not flags.
     pub rest: Vec<String>,
     /// `-h` or `-help` was among the flags.
     pub help: bool,
@@ -15,7 +18,7 @@ pub struct Words {
 
 /// Splits `words` into flags and the rest by Go's rules: `-x v`, `-x=v`, `--x v` and `--x=v` are
 /// the same, a boolean takes no separate value, `--` ends the flags. In proxy mode the first word
-/// that is no flag ends them too (`anywhere` false). The error is one line for people.
+/// that is not a flag ends them too (`anywhere` false). The error is one line for the user.
 pub fn split(command: &Command, words: &[String], anywhere: bool) -> Result<Words, String> {
     let mut out = Words {
         flags: Vec::new(),
@@ -42,16 +45,17 @@ pub fn split(command: &Command, words: &[String], anywhere: bool) -> Result<Word
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (name, None),
         };
-        let known = command.get_arguments().find(|arg| {
-            arg.get_long() == Some(name)
-                || arg.get_all_aliases().is_some_and(|all| all.contains(&name))
-        });
+        let known = command
+            .get_arguments()
+            .find(|arg| names(arg).any(|known| known == name));
         let Some(arg) = known else {
             if matches!(name, "h" | "help") {
                 out.help = true;
                 continue;
             }
-            return Err(format!("unknown flag: -{name}"));
+            let all = command.get_arguments().flat_map(names);
+            let meant = suggest::did_you_mean(name, "-", all);
+            return Err(format!("unknown flag: -{name}{meant}"));
         };
         let value = match value {
             Some(value) => value,
@@ -67,13 +71,16 @@ pub fn split(command: &Command, words: &[String], anywhere: bool) -> Result<Word
     Ok(out)
 }
 
-/// A flag that may stand without a value; its clap definition says so by its value name.
+/// Every spelling of a flag, without its dash.
+fn names(arg: &clap::Arg) -> impl Iterator<Item = &str> {
+    let aliases = arg.get_all_aliases().unwrap_or_default();
+    arg.get_long().into_iter().chain(aliases)
+}
+
+/// Whether a flag needs no value; its clap definition says so by its value name.
 pub fn is_boolean(arg: &clap::Arg) -> bool {
     matches!(arg.get_value_names(), Some([name]) if name.as_str() == BOOLEAN)
 }
-
-/// The value name that marks a boolean flag.
-pub const BOOLEAN: &str = "BOOL";
 
 #[cfg(test)]
 mod tests {
@@ -130,6 +137,14 @@ mod tests {
         assert_eq!(
             flags(&["-nope=1"], false).unwrap_err(),
             "unknown flag: -nope"
+        );
+        assert_eq!(
+            flags(&["-marc=1"], false).unwrap_err(),
+            "unknown flag: -marc (did you mean -mark?)"
+        );
+        assert_eq!(
+            flags(&["-listen-adr"], false).unwrap_err(),
+            "unknown flag: -listen-adr (did you mean -listen-addr?)"
         );
         assert_eq!(
             flags(&["-mark"], false).unwrap_err(),

@@ -1,24 +1,25 @@
-//! The command line: Go's flag rules for go-mmproxy's users, spelt out by clap.
+//! The command line: flags by Go's rules, as go-mmproxy's users know them, checked by clap.
 
 mod ban_relay;
+mod config;
 mod control;
 mod doctor;
 mod flags;
 mod go;
 mod routing;
 mod usage;
-mod value;
 
 pub use ban_relay::BanRelayFlags;
+pub use config::ConfigAction;
 pub use control::{CtlAction, CtlFlags};
 pub use flags::{Command, ProxyFlags, parse};
 pub use routing::{RoutingAction, ShowAs};
-pub use value::HostPort;
 
-/// Why a command line was not understood; shown on one line, followed by the usage, exit code 2.
+/// Why a command line was not understood: a line of usage, then the error, where it is seen. The
+/// exit code is 2.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}\n{usage}")]
+#[error("{usage}\nrealpeer: {message}")]
 pub struct UsageError {
-    message: String,
     usage: String,
+    message: String,
 }

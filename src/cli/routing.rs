@@ -1,19 +1,19 @@
-//! `realpeer routing` and the flags about routing.
+//! `realpeer routing`, and the flags for routing.
 
 use clap::{Arg, CommandFactory};
 
 use super::UsageError;
-use super::flags::{Command, Parsed, ProxyFlags, matches, proxy_flags, refuse};
-use crate::config::{Routing, RoutingMode};
+use super::flags::{Command, Parsed, ProxyFlags, matches, refuse, source};
+use crate::suggest;
 
 /// What `realpeer routing` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoutingAction {
-    /// Put the rules in place.
+    /// Add the rules.
     Up,
-    /// Take them away.
+    /// Remove them.
     Down,
-    /// Print what is there.
+    /// Print what is needed and what is there.
     Show,
 }
 
@@ -26,11 +26,12 @@ pub enum ShowAs {
     Commands,
 }
 
-/// Reads what stands behind `realpeer routing`.
+/// Parses what follows `realpeer routing`.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     let command = ProxyFlags::command()
-        .name("realpeer routing up|down|show")
-        .about("Puts the policy routing in place that brings a backend's replies back, takes it away, or shows it.")
+        .name("realpeer routing")
+        .display_name("realpeer routing up|down|show")
+        .about("Adds, removes or shows the policy routing that brings a backend's replies back.")
         .before_help(None::<&str>)
         .arg(
             Arg::new("as")
@@ -45,30 +46,9 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
         Parsed::Flags(mut matches, rest) => {
             let action = action(&rest).map_err(|message| refuse(&command, message))?;
             let form = matches.remove_one("as").unwrap_or(ShowAs::Table);
-            let flags = proxy_flags(&command, &mut matches)?;
-            Ok(Command::Routing(action, form, flags))
+            let source = source(&command, &mut matches)?;
+            Ok(Command::Routing(action, form, source))
         }
-    }
-}
-
-/// The value of `-routing`.
-pub fn switch(text: &str) -> Result<Routing, String> {
-    match text {
-        "auto" => Ok(Routing::Auto),
-        "off" => Ok(Routing::Off),
-        _ => Err("write auto or off".into()),
-    }
-}
-
-/// The value of `-routing-mode`.
-pub fn mode(text: &str) -> Result<RoutingMode, String> {
-    match text {
-        "auto" => Ok(RoutingMode::Auto),
-        "loopback" => Ok(RoutingMode::Loopback),
-        "mark" => Ok(RoutingMode::Mark),
-        "socket" => Ok(RoutingMode::Socket),
-        "udp-port" => Ok(RoutingMode::UdpPort),
-        _ => Err("write auto, loopback, mark, socket or udp-port".into()),
     }
 }
 
@@ -85,9 +65,11 @@ fn action(words: &[String]) -> Result<RoutingAction, String> {
         ["up"] => Ok(RoutingAction::Up),
         ["down"] => Ok(RoutingAction::Down),
         ["show"] => Ok(RoutingAction::Show),
-        [] => Err("routing: say up, down or show".into()),
-        ["up" | "down" | "show", word, ..] | [word, ..] => {
-            Err(format!("routing: say up, down or show, not {word:?}"))
+        [] => Err("routing: the action is missing: up, down or show".into()),
+        ["up" | "down" | "show", word, ..] => Err(format!("routing: stray word {word:?}")),
+        [word, ..] => {
+            let error = suggest::unknown("action", word, &["up", "down", "show"]);
+            Err(format!("routing: {error}"))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What `-h` prints, and the short usage below an error.
+//! What `-h` prints, and the line of usage above an error.
 
 use std::fmt::Write;
 
@@ -12,14 +12,16 @@ pub fn help(command: &Command) -> String {
     if let Some(about) = command.get_about() {
         let _ = writeln!(out, "{about}\n");
     }
-    let _ = writeln!(out, "Usage:\n  {} [FLAGS]", command.get_name());
+    let _ = writeln!(out, "Usage:\n  {}", invocation(command));
     if let Some(more) = command.get_before_help() {
         let _ = writeln!(out, "{more}");
     }
-    let _ = writeln!(
-        out,
-        "\nFlags (one dash or two, -flag VALUE or -flag=VALUE):"
-    );
+    if has_flags(command) {
+        let _ = writeln!(
+            out,
+            "\nFlags (one dash or two, -flag VALUE or -flag=VALUE):"
+        );
+    }
     for arg in command.get_arguments() {
         let _ = write!(out, "  {}", spelling(arg));
         for alias in arg.get_visible_aliases().unwrap_or_default() {
@@ -44,20 +46,23 @@ pub fn help(command: &Command) -> String {
     out
 }
 
-/// The flags alone, and where the rest stands.
+/// One line that says where the rest is explained.
 pub fn short(command: &Command) -> String {
-    let mut out = String::new();
-    let mut line = format!("usage: {}", command.get_name());
-    for arg in command.get_arguments() {
-        let word = format!(" [{}]", spelling(arg));
-        if line.len() + word.len() > 96 {
-            let _ = writeln!(out, "{line}");
-            line = "      ".to_owned();
-        }
-        line += &word;
-    }
-    let _ = write!(out, "{line}\n'{} -h' explains them", command.get_name());
-    out
+    format!(
+        "usage: {} ('{} -h' explains it)",
+        invocation(command),
+        command.get_name()
+    )
+}
+
+fn invocation(command: &Command) -> String {
+    let words = command.get_display_name().unwrap_or(command.get_name());
+    let flags = if has_flags(command) { " [FLAGS]" } else { "" };
+    format!("{words}{flags}")
+}
+
+fn has_flags(command: &Command) -> bool {
+    command.get_arguments().next().is_some()
 }
 
 /// `-l ADDR`, or `-flag` for a boolean.

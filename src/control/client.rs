@@ -5,9 +5,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::protocol::{End, Line, Network, Request};
+use super::protocol::{End, Line, Network, Request, Status};
 use super::{table, usual_path};
 use crate::cli::{CtlAction, CtlFlags};
+use crate::config::{Control, Process};
+use crate::output;
 
 /// How long the proxy may take for a line of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,42 +45,58 @@ pub fn run(flags: &CtlFlags) -> Result<(), Failure> {
         .clone()
         .unwrap_or_else(|| usual_path(flags.name.as_deref()));
     let (lines, end) = ask(&path, &request(flags)).map_err(|e| no_proxy(&path, &e))?;
-    let mut out = io::stdout().lock();
     if flags.json {
+        let mut lines = lines;
+        lines.push(Line::End(end));
+        let mut text = String::new();
         for line in &lines {
-            writeln!(
-                out,
-                "{}",
-                serde_json::to_string(line).map_err(io::Error::other)?
-            )?;
+            text += &serde_json::to_string(line).map_err(io::Error::other)?;
+            text.push('\n');
         }
-        let end = Line::End(end);
-        writeln!(
-            out,
-            "{}",
-            serde_json::to_string(&end).map_err(io::Error::other)?
-        )?;
-        return match end {
-            Line::End(End {
+        output::print(text)?;
+        return match lines.pop() {
+            Some(Line::End(End {
                 error: Some(error), ..
-            }) => Err(Failure::Refused(error)),
+            })) => Err(Failure::Refused(error)),
             _ => Ok(()),
         };
     }
     if let Some(error) = end.error {
         return Err(Failure::Refused(error));
     }
-    write!(out, "{}", table::answer(&flags.action, &lines, &end))?;
+    output::print(table::answer(&flags.action, &lines, &end))?;
     if let Some(warning) = end.warning {
-        eprintln!("realpeer: {warning}");
+        output::complain(warning);
     }
     Ok(())
+}
+
+/// What the proxy of these settings says of itself; `None` if none answers.
+pub fn status(process: &Process) -> Option<Status> {
+    let path = match &process.control {
+        Control::Off => return None,
+        Control::Usual => usual_path(process.name.as_deref()),
+        Control::At(path) => path.clone(),
+    };
+    ask(&path, &Request::Status {}).ok()?.1.status
+}
+
+/// What the running proxy has in force, as TOML.
+pub fn config(control: Option<&Path>, name: Option<&str>) -> Result<String, Failure> {
+    let path = control.map_or_else(|| usual_path(name), Path::to_owned);
+    let (_, end) = ask(&path, &Request::Config {}).map_err(|e| no_proxy(&path, &e))?;
+    match (end.config, end.error) {
+        (Some(text), _) => Ok(text),
+        (None, error) => Err(Failure::Refused(error.unwrap_or_default())),
+    }
 }
 
 fn request(flags: &CtlFlags) -> Request {
     match flags.action {
         CtlAction::Status => Request::Status {},
-        CtlAction::Connections => Request::Connections {},
+        CtlAction::Connections => Request::Connections {
+            listener: flags.listener.clone(),
+        },
         CtlAction::KillId(id) => Request::Kill {
             id: Some(id),
             client: None,
@@ -99,6 +117,14 @@ fn request(flags: &CtlFlags) -> Request {
             listener: flags.listener.clone(),
         },
         CtlAction::Bans => Request::Bans {},
+        CtlAction::Drain(ref listener) => Request::Drain {
+            listener: listener.clone(),
+        },
+        CtlAction::Resume(ref listener) => Request::Resume {
+            listener: listener.clone(),
+        },
+        CtlAction::Reload => Request::Reload {},
+        CtlAction::Log(level) => Request::Log { level },
     }
 }
 

@@ -1,15 +1,17 @@
 //! Carries out what comes over the control socket.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::protocol::{Connection, End, Line, Network, Request, Status};
+use super::protocol::{Connection, End, LastRefused, Line, Listener, Network, Request, Status};
 use crate::bans::{self, Ban};
-use crate::config::Protocol;
+use crate::config::{self, Choice, Verbosity};
+use crate::listeners::Listeners;
 use crate::proxy::Proxy;
+use crate::service::{Record, Service};
 use crate::sessions::{EndedBy, Session, SessionId};
 use crate::stats::Count;
 use crate::sys;
@@ -23,20 +25,31 @@ const LONGEST_REASON: usize = 512;
 /// Who carries out commands: the running proxy, and what only its start knew.
 #[derive(Debug)]
 pub struct Office {
-    /// The proxy.
-    pub proxy: Arc<Proxy>,
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// When it began to.
+    /// The listeners that run.
+    pub listeners: Arc<Listeners>,
+    /// When they began to.
     pub started: Instant,
 }
 
 impl Office {
+    /// Makes what was done last. Call it before an answer is sent.
+    pub async fn settle(&self, answers: &mut [Line]) {
+        let Err(error) = self.proxy().bans.sync().await else {
+            return;
+        };
+        let warning = self.warning(Err(error));
+        for answer in answers {
+            if let Line::End(end) = answer {
+                end.warning.clone_from(&warning);
+            }
+        }
+    }
+
     /// Does what is asked, and tells the lines of the answer.
-    pub fn answer(&self, request: Request) -> Vec<Line> {
+    pub async fn answer(&self, request: Request) -> Vec<Line> {
         match request {
-            Request::Status {} => end(self.status()),
-            Request::Connections {} => self.connections(),
+            Request::Status {} => end(self.status().await),
+            Request::Connections { listener } => self.connections(listener.as_deref()).await,
             Request::Kill { id, client } => end(self.kill(id, client)),
             Request::Ban {
                 network,
@@ -46,43 +59,101 @@ impl Office {
                 force,
             } => end(self
                 .ban(network.0, length, reason, listener, force)
+                .await
                 .unwrap_or_else(End::error)),
             Request::Unban { network, listener } => end(self.unban(network.0, listener.as_deref())),
             Request::Bans {} => self.bans(),
+            Request::Drain { listener } => {
+                end(done(self.listeners.drain(listener.as_deref()).await))
+            }
+            Request::Resume { listener } => {
+                end(done(self.listeners.resume(listener.as_deref()).await))
+            }
+            Request::Reload {} => end(match self.listeners.reload().await {
+                Ok(notes) => End {
+                    warning: (!notes.is_empty()).then(|| notes.join("; ")),
+                    ..End::ok()
+                },
+                Err(error) => End::error(format!("nothing was changed: {error:#}")),
+            }),
+            Request::Log { level } => end(self.log(level)),
+            Request::Config {} => end(End {
+                config: Some(config::in_force(&self.listeners.config().await)),
+                ..End::ok()
+            }),
         }
     }
 
-    fn status(&self) -> End {
-        let settings = &self.proxy.settings;
-        let counts = Count::ALL
+    fn log(&self, level: u8) -> End {
+        let verbosity = match level {
+            0 => Verbosity::Quiet,
+            1 => Verbosity::Errors,
+            2 => Verbosity::All,
+            _ => return End::error("log: give 0, 1 or 2"),
+        };
+        self.listeners.set_verbosity(verbosity);
+        tracing::info!(level, "how much is logged was changed by realpeer ctl log");
+        End::ok()
+    }
+
+    fn proxy(&self) -> &Proxy {
+        &self.listeners.proxy
+    }
+
+    async fn status(&self) -> End {
+        let services = self.listeners.services().await;
+        let config = self.listeners.config().await;
+        let listeners: Vec<_> = services
             .iter()
-            .map(|count| (count.name().to_owned(), self.proxy.count(*count)));
+            .map(|(s, accepting)| listener(s, *accepting))
+            .collect();
+        let mut counts = BTreeMap::new();
+        for (name, count) in listeners.iter().flat_map(|listener| &listener.counts) {
+            *counts.entry(name.clone()).or_default() += count;
+        }
+        let mut refused: BTreeMap<String, LastRefused> = BTreeMap::new();
+        for (kind, last) in listeners.iter().flat_map(|listener| &listener.refused) {
+            match refused.get(kind) {
+                Some(known) if known.ago <= last.ago => {}
+                _ => _ = refused.insert(kind.clone(), last.clone()),
+            }
+        }
+        // There is always one listener.
+        let first = listeners.first();
         End {
             status: Some(Status {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                name: settings.name.clone(),
+                name: config.process.name,
                 pid: std::process::id(),
-                listen: self.listen,
-                protocol: match settings.protocol {
-                    Protocol::Tcp => "tcp".to_owned(),
-                    Protocol::Udp => "udp".to_owned(),
-                },
+                listen: first.and_then(|listener| listener.listen.first().copied()),
+                protocol: first.map(|listener| listener.protocol.clone()),
                 uptime: self.started.elapsed().as_secs(),
-                open: self.proxy.open(),
-                bans: self.proxy.admission.bans.list().len(),
-                counts: counts.collect(),
+                open: self.proxy().open(),
+                bans: self.proxy().bans.list().len(),
+                counts,
+                listeners,
+                refused,
             }),
             ..End::ok()
         }
     }
 
-    fn connections(&self) -> Vec<Line> {
-        let workers = self.proxy.workers.iter();
+    async fn connections(&self, listener: Option<&str>) -> Vec<Line> {
+        let workers = self.proxy().workers.iter();
         let mut all: Vec<_> = workers.flat_map(|worker| worker.sessions.list()).collect();
+        all.retain(|(_, session)| listener.is_none() || session.listener.as_deref() == listener);
+        // One that is gone may have sessions still.
+        if all.is_empty()
+            && listener.is_some()
+            && let Err(error) = self.listeners.named(listener).await
+        {
+            return end(End::error(error.to_string()));
+        }
         all.sort_unstable_by_key(|(_, session)| session.began);
         list(all.iter().map(|(id, session)| Line::Connection {
             connection: Connection {
                 id: *id,
+                listener: session.listener.as_deref().map(str::to_owned),
                 client: session.route.map(|route| route.client.0),
                 peer: session.peer.0,
                 target: session.route.map(|route| route.target.0),
@@ -93,9 +164,9 @@ impl Office {
 
     fn kill(&self, id: Option<SessionId>, client: Option<Network>) -> End {
         let killed = match (id, client) {
-            (Some(wanted), None) => self.proxy.kill(EndedBy::Kill, |id, _| id == wanted),
+            (Some(wanted), None) => self.proxy().kill(EndedBy::Kill, |id, _| id == wanted),
             (None, Some(Network(network))) => self
-                .proxy
+                .proxy()
                 .kill(EndedBy::Kill, |_, session| is_of(session, &network)),
             _ => return End::error("kill: give an id, or a client"),
         };
@@ -112,7 +183,7 @@ impl Office {
         }
     }
 
-    fn ban(
+    async fn ban(
         &self,
         network: IpNet,
         length: Option<f64>,
@@ -126,15 +197,14 @@ impl Office {
         if reason.len() > LONGEST_REASON {
             return Err(format!("the reason is longer than {LONGEST_REASON} bytes"));
         }
-        let bans = &self.proxy.admission.bans;
-        if let Some(name) = listener
-            .as_deref()
-            .filter(|name| bans.listener() != Some(name))
-        {
-            return Err(format!("no listener is called {name:?} here (-name)"));
+        let bans = &self.proxy().bans;
+        let services = self.listeners.services().await;
+        if let Some(name) = &listener {
+            let found = self.listeners.named(Some(name)).await;
+            found.map_err(|error| error.to_string())?;
         }
         if !force {
-            self.refuse_if_protected(&network)?;
+            refuse_if_protected(&network, &services)?;
         }
         let until = length.map(|seconds| bans::after(Duration::from_secs_f64(seconds)));
         let ban = Ban {
@@ -145,8 +215,10 @@ impl Office {
             reason,
         };
         let written = bans.ban(ban.clone());
-        let killed = self.proxy.kill(EndedBy::Ban, |_, session| {
-            session.route.is_some_and(|route| route.named) && is_of(session, &network)
+        let at = ban.listener.as_deref();
+        let killed = self.proxy().kill(EndedBy::Ban, |_, session| {
+            let here = at.is_none() || session.listener.as_deref() == at;
+            here && is_of(session, &network) && !is_spared(session, &network, &services)
         });
         tracing::info!(
             network = %network,
@@ -164,27 +236,8 @@ impl Office {
         })
     }
 
-    /// Who bans the hosts that all clients come through, or this one, bans everybody.
-    fn refuse_if_protected(&self, network: &IpNet) -> Result<(), String> {
-        let own = sys::interfaces::addresses();
-        let own = own.iter().find(|ip| network.contains(*ip)).copied();
-        let loopback = Some(network.addr()).filter(|ip| ip.is_loopback());
-        if let Some(ip) = own.or(loopback) {
-            return Err(format!(
-                "{network} holds this host's own address {ip}: refused without -force"
-            ));
-        }
-        let trusted = self.proxy.admission.allowed_subnets.as_ref();
-        if let Some(found) = trusted.and_then(|list| list.overlap(network)) {
-            return Err(format!(
-                "{network} overlaps {found}, a load balancer of the allowed-subnets file: refused without -force"
-            ));
-        }
-        Ok(())
-    }
-
     fn unban(&self, network: IpNet, listener: Option<&str>) -> End {
-        let bans = &self.proxy.admission.bans;
+        let bans = &self.proxy().bans;
         let (ended, written) = bans.unban(network, listener);
         if ended.is_empty() {
             let wider = bans.list().covering(&network).last().cloned();
@@ -206,7 +259,7 @@ impl Office {
 
     fn bans(&self) -> Vec<Line> {
         let now = bans::now();
-        let bans = self.proxy.admission.bans.list();
+        let bans = self.proxy().bans.list();
         let current = bans
             .iter()
             .filter(|ban| ban.until.is_none_or(|until| now < until));
@@ -218,11 +271,13 @@ impl Office {
             Err(error) => {
                 tracing::error!(
                     error = format!("{error:#}"),
-                    "a change of the bans is lost at the next start"
+                    "a change of the bans is not on disk and would be lost at a restart"
                 );
-                Some(format!("it holds until realpeer ends: {error:#}"))
+                Some(format!(
+                    "it is not on disk and holds until realpeer ends: {error:#}"
+                ))
             }
-            Ok(()) if !self.proxy.admission.bans.are_kept() => {
+            Ok(()) if !self.proxy().bans.are_kept() => {
                 Some("bans end when realpeer does: it runs without -state-dir".into())
             }
             Ok(()) => None,
@@ -234,6 +289,79 @@ fn is_of(session: &Session, network: &IpNet) -> bool {
     session
         .route
         .is_some_and(|route| network.contains(&route.client.ip()))
+}
+
+/// Every listener, and whether it takes anything new.
+type Services = [(Arc<Service>, bool)];
+
+/// A load balancer that speaks for itself may be spared by the rules of its listener.
+fn is_spared(session: &Session, network: &IpNet, services: &Services) -> bool {
+    if session.route.is_some_and(|route| route.named) {
+        return false;
+    }
+    let mut services = services.iter().map(|(service, _)| service);
+    let service = services.find(|service| service.record.name == session.listener);
+    service.is_some_and(|service| service.admission.spares(session.peer, network))
+}
+
+/// Who bans the hosts that all clients come through, or this one, bans everybody.
+fn refuse_if_protected(network: &IpNet, services: &Services) -> Result<(), String> {
+    let own = sys::interfaces::addresses();
+    let own = own.iter().find(|ip| network.contains(*ip)).copied();
+    let loopback = Some(network.addr()).filter(|ip| ip.is_loopback());
+    if let Some(ip) = own.or(loopback) {
+        return Err(format!(
+            "{network} holds this host's own address {ip}: refused without -force"
+        ));
+    }
+    let trusted = services
+        .iter()
+        .filter_map(|(service, _)| service.admission.allowed_subnets.as_ref());
+    if let Some(found) = trusted.into_iter().find_map(|list| list.overlap(network)) {
+        return Err(format!(
+            "{network} overlaps {found}, a load balancer of the allowed-subnets file: refused without -force"
+        ));
+    }
+    Ok(())
+}
+
+fn listener(service: &Service, accepting: bool) -> Listener {
+    let record = &service.record;
+    let counts = Count::ALL
+        .iter()
+        .map(|count| (count.name().to_owned(), record.count(*count)));
+    Listener {
+        name: record.name.as_deref().map(str::to_owned),
+        listen: service.destinations.addresses().to_vec(),
+        protocol: service.config.protocol.word().to_owned(),
+        accepting,
+        open: record.open(),
+        counts: counts.collect(),
+        refused: refused(record),
+    }
+}
+
+fn refused(record: &Record) -> BTreeMap<String, LastRefused> {
+    let served = record.count(Count::Served);
+    let kinds = Count::ALL.iter().filter_map(|kind| {
+        let last = record.reporter.refused(*kind)?;
+        let told = LastRefused {
+            peer: last.peer,
+            ago: last.at.elapsed().as_secs(),
+            in_a_row: last.in_a_row,
+            of_peer: last.of_peer,
+            served_since: last.served != served,
+        };
+        Some((kind.name().to_owned(), told))
+    });
+    kinds.collect()
+}
+
+fn done(result: anyhow::Result<()>) -> End {
+    match result {
+        Ok(()) => End::ok(),
+        Err(error) => End::error(format!("{error:#}")),
+    }
 }
 
 fn end(end: End) -> Vec<Line> {

@@ -12,10 +12,12 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
-pub use client::{Failure, run};
+pub(crate) use client::status;
+pub use client::{Failure, config, run};
 pub use commands::Office;
+pub(crate) use protocol::{LastRefused, Listener, Status};
 pub use server::serve;
-pub use socket::{Bound, bind};
+pub use socket::{Place, bind};
 
 /// Where control sockets are when nobody says otherwise.
 const DIRECTORY: &str = "/run/realpeer";

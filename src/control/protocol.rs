@@ -1,8 +1,8 @@
-//! What goes over the control socket: a request a line, and for each request the lines that
+//! What goes over the control socket: one request per line, and for each request the lines that
 //! answer it, of which the last has the field `ok`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,11 @@ use crate::sessions::SessionId;
 pub enum Request {
     /// What runs, and its counts.
     Status {},
-    /// The open connections.
-    Connections {},
+    /// The open connections, of one listener or of all.
+    Connections {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
     /// End connections: one by its id, or all of a client.
     Kill {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,7 +32,7 @@ pub enum Request {
     /// Ban a client.
     Ban {
         network: Network,
-        /// Seconds; none is for ever.
+        /// Seconds; none means until it is lifted.
         #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
         length: Option<f64>,
         #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -47,6 +50,22 @@ pub enum Request {
     },
     /// Who is banned.
     Bans {},
+    /// Take nothing new at a listener, which may be left out if it is the only one.
+    Drain {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
+    /// Take connections again at a listener.
+    Resume {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
+    /// Read the configuration and its lists again.
+    Reload {},
+    /// Change how much is logged.
+    Log { level: u8 },
+    /// What is in force, as TOML.
+    Config {},
 }
 
 /// A network that may also be written as a bare address.
@@ -59,7 +78,7 @@ impl TryFrom<String> for Network {
 
     fn try_from(text: String) -> Result<Network, String> {
         let network = networks::parse(&text).map(Network);
-        network.ok_or_else(|| format!("{text:?} is no address and no network"))
+        network.ok_or_else(|| format!("{text:?} is neither an address nor a network"))
     }
 }
 
@@ -95,6 +114,9 @@ pub struct End {
     /// When a new ban ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<UnixSeconds>,
+    /// The answer to `config`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
     /// The answer to `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
@@ -125,19 +147,63 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     pub pid: u32,
-    pub listen: SocketAddr,
-    pub protocol: String,
+    /// Of the first listener.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
     pub uptime: u64,
     pub open: usize,
     pub bans: usize,
     /// What happened since the start, as the log names it.
     pub counts: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub listeners: Vec<Listener>,
+    /// The last refusal of each kind that there was, at whatever listener.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, LastRefused>,
+}
+
+/// A listener, and what happened there.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Listener {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub listen: Vec<SocketAddr>,
+    pub protocol: String,
+    /// It takes new connections; `drain` ends that.
+    pub accepting: bool,
+    pub open: usize,
+    pub counts: BTreeMap<String, u64>,
+    /// The last refusal of each kind that there was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, LastRefused>,
+}
+
+/// The last refusal of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastRefused {
+    /// Whose connection it was; missing for the listener's own trouble.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<IpAddr>,
+    /// Seconds since then.
+    pub ago: u64,
+    /// How many of the kind came without any client served in between.
+    pub in_a_row: u64,
+    /// How many of these came from `peer`, without another's in between.
+    pub of_peer: u64,
+    /// A client has been served since.
+    pub served_since: bool,
 }
 
 /// An open connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Connection {
     pub id: SessionId,
+    /// The name of its listener.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener: Option<String>,
     /// Missing while its header is read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<SocketAddr>,

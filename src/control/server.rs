@@ -10,17 +10,21 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::commands::Office;
 use super::protocol::{End, Line};
-use super::socket::Bound;
+use super::socket::Place;
 
 /// Clients at once. Each holds a descriptor that no connection gets.
 const CLIENTS: usize = 8;
 
 /// Bytes of a request.
 const LONGEST_REQUEST: u64 = 4096;
+
+/// Lines of answers that are made before any is sent: many bans in a row are synced at once.
+const BATCH: usize = 512;
 
 /// Bytes that are sent in one go.
 const CHUNK: usize = 64 << 10;
@@ -31,25 +35,33 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// After so much work for a client the client waits as long again.
 const TURN: Duration = Duration::from_millis(10);
 
-/// Serves clients for ever.
-pub async fn serve(bound: Bound, office: Arc<Office>) -> io::Result<()> {
+/// Serves clients for ever; whoever drops it breaks off with all of them. A socket that is in use
+/// is waited for.
+pub async fn serve(place: Place, office: Arc<Office>) -> io::Result<()> {
+    let bound = match place {
+        Place::Ours(bound) => bound,
+        Place::InUse(wanted) => wanted.wait().await,
+    };
+    tracing::debug!(path = %bound.path.display(), "control socket");
     let listener = UnixListener::from_std(bound.listener.try_clone()?)?;
     let places = Arc::new(Semaphore::new(CLIENTS));
+    let mut clients = JoinSet::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::debug!(%error, "cannot take a client of the control socket for now");
+                tracing::debug!(%error, "cannot accept a control connection at the moment");
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
+        while clients.try_join_next().is_some() {}
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             let _ = stream.try_write(&line(&Line::End(End::error("too many clients"))));
             continue;
         };
         let office = Arc::clone(&office);
-        tokio::spawn(async move {
+        clients.spawn(async move {
             // A client that breaks off, or takes too long, is its own affair.
             let _ = converse(stream, &office).await;
             drop(place);
@@ -60,15 +72,21 @@ pub async fn serve(bound: Bound, office: Arc<Office>) -> io::Result<()> {
 async fn converse(stream: UnixStream, office: &Office) -> io::Result<()> {
     let (input, mut output) = stream.into_split();
     let mut input = BufReader::new(input);
+    let mut answers = Vec::new();
     let mut busy = Duration::ZERO;
     while let Some(request) = read_request(&mut input).await? {
         let began = Instant::now();
-        let answer = match serde_json::from_slice(&request) {
-            Ok(request) => office.answer(request),
-            Err(error) => vec![Line::End(End::error(format!("cannot read this: {error}")))],
-        };
+        match serde_json::from_slice(&request) {
+            Ok(request) => answers.extend(office.answer(request).await),
+            Err(error) => answers.push(Line::End(End::error(format!("cannot read this: {error}")))),
+        }
         busy += began.elapsed();
-        send(&mut output, &answer).await?;
+        if input.buffer().contains(&b'\n') && answers.len() < BATCH && busy < TURN {
+            continue;
+        }
+        office.settle(&mut answers).await;
+        send(&mut output, &answers).await?;
+        answers.clear();
         if busy > TURN {
             sleep(busy).await;
             busy = Duration::ZERO;

@@ -9,17 +9,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Gid, Group, chown};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::usual_path;
-use crate::config::{Control, Settings};
+use crate::config::{Control, Process};
+use crate::lock_file;
 
 /// Owner and group may use it, nobody else.
 const MODE: u32 = 0o660;
 
 /// How long another realpeer that is binding there is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a socket that is in use is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A control socket that takes connections; its file goes with it.
 #[derive(Debug)]
@@ -40,30 +45,96 @@ impl Drop for Bound {
     }
 }
 
-/// Opens the control socket. None if there shall be none, if the usual place is out of reach, or
-/// if another program answers there, which is told. Fails when a place that was asked for cannot
-/// be had.
-pub fn bind(settings: &Settings) -> Result<Option<Bound>> {
-    let (path, asked) = match &settings.control {
+/// Where the control socket is to be.
+#[derive(Debug)]
+pub enum Place {
+    /// It is open there.
+    Ours(Bound),
+    /// Another program answers there for now.
+    InUse(Wanted),
+}
+
+/// A control socket to be made.
+#[derive(Debug)]
+pub struct Wanted {
+    path: PathBuf,
+    group: Option<Gid>,
+}
+
+/// Opens the control socket. None if there shall be none, or if the usual place is out of reach.
+/// Whom it must be waited for is told. Fails when a place that was asked for cannot be had.
+pub fn bind(process: &Process) -> Result<Option<Place>> {
+    let (path, asked) = match &process.control {
         Control::Off => return Ok(None),
-        Control::Usual => (usual_path(settings.name.as_deref()), false),
+        Control::Usual => (usual_path(process.name.as_deref()), false),
         Control::At(path) => (path.clone(), true),
     };
-    let group = settings.control_group.as_deref().map(group_id);
+    let group = process.control_group.as_deref().map(group_id);
     let group = group.transpose().context("-control-group")?;
-    match bind_at(&path, group) {
-        Ok(Some(bound)) => Ok(Some(bound)),
-        Ok(None) => {
-            tracing::warn!(path = %path.display(), "the control socket is in use by another program: running without; give each instance its own -name or -control");
-            Ok(None)
+    let wanted = Wanted { path, group };
+    match wanted.bind() {
+        Ok(Ok(bound)) => Ok(Some(Place::Ours(bound))),
+        Ok(Err(InUse(pid))) => {
+            tracing::warn!(path = %wanted.path.display(), pid, "the control socket is in use by another program: waiting until it is free; give each instance its own -name or -control");
+            Ok(Some(Place::InUse(wanted)))
         }
         Err(error) if asked || group.is_some() => {
-            Err(error).with_context(|| format!("-control: cannot make {}", path.display()))
+            Err(error).with_context(|| format!("-control: cannot make {}", wanted.path.display()))
         }
         Err(error) => {
-            tracing::debug!(path = %path.display(), error = format!("{error:#}"), "running without a control socket");
+            tracing::debug!(path = %wanted.path.display(), error = format!("{error:#}"), "running without a control socket");
             Ok(None)
         }
+    }
+}
+
+/// Another program answers there, maybe this process.
+struct InUse(Option<i32>);
+
+impl Wanted {
+    /// Waits until nobody else has it.
+    pub async fn wait(self) -> Bound {
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            match self.bind() {
+                Ok(Ok(bound)) => {
+                    tracing::info!(path = %self.path.display(), "the control socket was free and is taken now");
+                    return bound;
+                }
+                Ok(Err(InUse(_))) => {}
+                Err(error) => {
+                    tracing::debug!(path = %self.path.display(), error = format!("{error:#}"), "cannot take the control socket for now");
+                }
+            }
+        }
+    }
+
+    fn bind(&self) -> Result<Result<Bound, InUse>> {
+        let directory = match self.path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let made = DirBuilder::new().mode(0o755).create(directory);
+        if let Err(e) = made
+            && e.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(e).with_context(|| format!("cannot make {}", directory.display()));
+        }
+        // Of two that start at once, one must see the other's socket.
+        let _lock = lock(&self.path)?;
+        if let Some(user) = user(&self.path)? {
+            return Ok(Err(user));
+        }
+        // In a directory that only we may enter it gets its mode and group, and then its place.
+        let private = directory.join(format!(".{}", std::process::id()));
+        let _ = fs::remove_dir_all(&private);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&private)
+            .with_context(|| format!("cannot make {}", private.display()))?;
+        let bound = make(&private.join("s"), &self.path, self.group);
+        let _ = fs::remove_dir_all(&private);
+        bound.map(Ok)
     }
 }
 
@@ -75,35 +146,6 @@ fn group_id(text: &str) -> Result<Gid> {
     Ok(group
         .with_context(|| format!("there is no group {text}"))?
         .gid)
-}
-
-/// None if somebody answers there.
-fn bind_at(path: &Path, group: Option<Gid>) -> Result<Option<Bound>> {
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let made = DirBuilder::new().mode(0o755).create(directory);
-    if let Err(e) = made
-        && e.kind() != io::ErrorKind::AlreadyExists
-    {
-        return Err(e).with_context(|| format!("cannot make {}", directory.display()));
-    }
-    // Of two that start at once, one must see the other's socket.
-    let _lock = lock(directory)?;
-    if is_answered(path)? {
-        return Ok(None);
-    }
-    // In a directory that only we may enter it gets its mode and group, and then its place.
-    let private = directory.join(format!(".{}", std::process::id()));
-    let _ = fs::remove_dir_all(&private);
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&private)
-        .with_context(|| format!("cannot make {}", private.display()))?;
-    let bound = make(&private.join("s"), path, group);
-    let _ = fs::remove_dir_all(&private);
-    bound.map(Some)
 }
 
 fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
@@ -124,9 +166,13 @@ fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
     })
 }
 
-fn lock(directory: &Path) -> Result<Flock<File>> {
-    let name = || format!("cannot lock {}", directory.display());
-    let mut file = File::open(directory).with_context(name)?;
+/// Locks a file beside the socket.
+fn lock(socket: &Path) -> Result<Flock<File>> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let name = || format!("cannot lock {}", path.display());
+    let mut file = lock_file::open(&path)?;
     let start = Instant::now();
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -138,20 +184,24 @@ fn lock(directory: &Path) -> Result<Flock<File>> {
     }
 }
 
-/// Whether a program listens on the socket at `path`. What is no socket is never touched.
-fn is_answered(path: &Path) -> Result<bool> {
+/// Who listens on the socket at `path`. What is no socket is never touched.
+fn user(path: &Path) -> Result<Option<InUse>> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             bail!("{} exists and is no socket", path.display())
         }
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).with_context(|| format!("cannot look at {}", path.display())),
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     match probe.connect(&SockAddr::unix(path)?) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
-        // Also when its queue is full, or when we may not speak to it.
-        _ => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(None),
+        Ok(()) => {
+            let listening = getsockopt(&probe, sockopt::PeerCredentials);
+            Ok(Some(InUse(listening.ok().map(|user| user.pid()))))
+        }
+        // Its queue is full, or we may not speak to it.
+        Err(_) => Ok(Some(InUse(None))),
     }
 }

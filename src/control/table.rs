@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use super::protocol::{Connection, End, Line, Status};
+use super::protocol::{Connection, End, Line, Listener, Status};
 use crate::bans::{self, Ban};
 use crate::cli::CtlAction;
+use crate::stats::Count;
 
 /// The answer to an action that went well.
 pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
@@ -30,7 +31,15 @@ pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
         }
         CtlAction::Ban(network) => format!("{network} banned, {} ended\n", connections(killed)),
         CtlAction::Unban(network) => format!("{network} unbanned\n"),
+        CtlAction::Drain(name) => format!("{} accepts nothing new\n", listener_word(name)),
+        CtlAction::Resume(name) => format!("{} accepts connections again\n", listener_word(name)),
+        CtlAction::Reload => "the configuration was read again\n".to_owned(),
+        CtlAction::Log(level) => format!("logging at {level} until the next start\n"),
     }
+}
+
+fn listener_word(name: &Option<String>) -> &str {
+    name.as_deref().unwrap_or("the listener")
 }
 
 fn connections(count: usize) -> String {
@@ -46,20 +55,82 @@ fn status(status: &Status) -> String {
         ("version", status.version.clone()),
         ("name", name.to_owned()),
         ("pid", status.pid.to_string()),
-        (
-            "listening on",
-            format!("{} {}", status.listen, status.protocol),
-        ),
         ("running for", duration(status.uptime)),
         ("open now", status.open.to_string()),
         ("bans", status.bans.to_string()),
     ];
-    let counts = status.counts.iter().filter(|(_, count)| **count > 0);
-    rows.extend(counts.map(|(name, count)| (name.as_str(), count.to_string())));
-    rows.iter().fold(String::new(), |mut out, (key, value)| {
+    let single = match &status.listeners[..] {
+        [only] => Some(only),
+        _ => None,
+    };
+    if let Some(only) = single {
+        let state = if only.accepting { "" } else { ", drained" };
+        rows.insert(
+            3,
+            (
+                "listening on",
+                format!("{} {}{state}", addresses(only), only.protocol),
+            ),
+        );
+        let counts = status.counts.iter().filter(|(_, count)| **count > 0);
+        rows.extend(counts.map(|(name, count)| (name.as_str(), count.to_string())));
+    }
+    let mut out = rows.iter().fold(String::new(), |mut out, (key, value)| {
         let _ = writeln!(out, "{key:20} {value}");
         out
-    })
+    });
+    if single.is_none() {
+        let head = [
+            "LISTENER",
+            "ADDRESS",
+            "PROTOCOL",
+            "STATE",
+            "OPEN",
+            "ACCEPTED",
+            "BYTES UP",
+            "BYTES DOWN",
+            "REFUSED",
+        ];
+        let _ = write!(
+            out,
+            "\n{}",
+            table(&head, status.listeners.iter().map(listener_row))
+        );
+    }
+    out
+}
+
+fn addresses(listener: &Listener) -> String {
+    let all: Vec<String> = listener.listen.iter().map(ToString::to_string).collect();
+    all.join(",")
+}
+
+fn listener_row(listener: &Listener) -> Vec<String> {
+    let count = |count: Count| listener.counts.get(count.name()).copied().unwrap_or(0);
+    let refused = Count::REFUSALS.iter().filter(|kind| count(**kind) > 0);
+    let refused: Vec<String> = refused
+        .map(|kind| format!("{}={}", kind.name(), count(*kind)))
+        .collect();
+    vec![
+        listener.name.clone().unwrap_or_else(|| "-".to_owned()),
+        addresses(listener),
+        listener.protocol.clone(),
+        if listener.accepting {
+            "open"
+        } else {
+            "drained"
+        }
+        .to_owned(),
+        listener.open.to_string(),
+        count(Count::Accepted).to_string(),
+        count(Count::BytesUp).to_string(),
+        count(Count::BytesDown).to_string(),
+        if refused.is_empty() {
+            "-".to_owned()
+        } else {
+            refused.join(" ")
+        },
+    ]
 }
 
 fn connection_row(connection: &Connection) -> Vec<String> {

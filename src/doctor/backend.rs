@@ -1,6 +1,6 @@
 //! The backend on this host: does anything listen, and is it the real one?
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::check::Check;
 use super::processes::{self, Process};
@@ -68,8 +68,10 @@ pub fn check(target: &Target, backend: &Backend) -> Check {
             "backend-down",
             given,
             format!("nothing listens on {at} ({protocol})"),
-            format!("start the backend, or give its address with {flag}"),
-        ),
+        )
+        .advice(format!(
+            "start the backend, or give its address with {flag}"
+        )),
         Backend::Elsewhere(others) => Check::wrong(
             "backend-other-address",
             given,
@@ -77,15 +79,12 @@ pub fn check(target: &Target, backend: &Backend) -> Check {
                 "nothing listens on {at} ({protocol}), but the backend does on {}",
                 list(others)
             ),
-            advice(target, others),
-        ),
+        )
+        .advice(advice(target, others)),
         Backend::DockerProxy(process) => {
-            let address = process
-                .flag("container-ip")
-                .zip(process.flag("container-port"));
-            let fix = match address {
-                Some((ip, port)) if ip.contains(':') => format!("-6 [{ip}]:{port}"),
-                Some((ip, port)) => format!("-4 {ip}:{port}"),
+            let container = match container(process) {
+                Some(addr @ SocketAddr::V4(_)) => format!("-4 {addr}"),
+                Some(addr @ SocketAddr::V6(_)) => format!("-6 {addr}"),
                 None => format!("{flag} CONTAINER-ADDRESS:PORT (docker inspect shows it)"),
             };
             Check::wrong(
@@ -94,10 +93,17 @@ pub fn check(target: &Target, backend: &Backend) -> Check {
                 format!(
                     "{at} is a published container port: {process} stands in between, and the container sees Docker's address whatever realpeer does"
                 ),
-                format!("go to the container itself: {fix}"),
             )
+            .advice(format!("give realpeer the container's own address: {container}"))
         }
     }
+}
+
+/// Where the relay says that it leads. Anybody can write a command line: only addresses count.
+fn container(process: &Process) -> Option<SocketAddr> {
+    let ip: IpAddr = process.flag("container-ip")?.parse().ok()?;
+    let port: u16 = process.flag("container-port")?.parse().ok()?;
+    Some(SocketAddr::new(ip, port))
 }
 
 fn list(addrs: &[SocketAddr]) -> String {

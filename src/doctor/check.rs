@@ -4,6 +4,41 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::outside::printable;
+
+/// The names of all checks, as the manual has them.
+pub const IDS: [&str; 29] = [
+    "backend-down",
+    "backend-other-address",
+    "docker-proxy",
+    "empty-table",
+    "firewall-input",
+    "firewall-listener",
+    "firewall-output",
+    "fwmark-accept-off",
+    "ipv6-disabled",
+    "lo-accepted",
+    "lo-down",
+    "mark-accept",
+    "mark-changed",
+    "no-capability",
+    "no-rule",
+    "nofile-too-low",
+    "not-local-route",
+    "one-family-missing",
+    "peer-not-allowed",
+    "port-in-use",
+    "probe",
+    "refused",
+    "rule-shadowed",
+    "src-valid-mark",
+    "table-in-use",
+    "target-default",
+    "target-is-listener",
+    "target-not-local",
+    "udp-wildcard-backend",
+];
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -16,52 +51,108 @@ pub enum Status {
     Failed,
 }
 
-/// One line of the doctor's answer.
+/// One cause that was looked for, and the cure if it was found. The fields are private so that
+/// no control character gets into any of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// The cause that was looked for.
     pub id: &'static str,
+    /// The listener that it is about, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<String>,
     /// Whether it was found.
     pub status: Status,
-    /// What was found.
-    pub found: String,
-    /// The command, or the deed, that mends it; empty if all is well.
-    pub fix: String,
+    found: String,
+    run: String,
+    advice: String,
 }
 
 impl Check {
     /// All is well.
-    pub fn ok(id: &'static str, found: impl Into<String>) -> Check {
-        Check::new(id, Status::Ok, found, "")
+    pub fn ok(id: &'static str, found: impl AsRef<str>) -> Check {
+        Check::new(id, Status::Ok, found)
     }
 
     /// Something is wrong: failed if `blame` is, else a warning.
-    pub fn wrong(
-        id: &'static str,
-        blame: bool,
-        found: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Check {
+    pub fn wrong(id: &'static str, blame: bool, found: impl AsRef<str>) -> Check {
         let status = if blame {
             Status::Failed
         } else {
             Status::Warning
         };
-        Check::new(id, status, found, fix)
+        Check::new(id, status, found)
     }
 
-    fn new(
-        id: &'static str,
-        status: Status,
-        found: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Check {
+    fn new(id: &'static str, status: Status, found: impl AsRef<str>) -> Check {
+        debug_assert!(IDS.contains(&id), "{id} is not in IDS, nor in the manual");
         Check {
             id,
+            listener: None,
             status,
-            found: found.into(),
-            fix: fix.into(),
+            found: printable(found.as_ref()),
+            run: String::new(),
+            advice: String::new(),
         }
+    }
+
+    /// One line of bash that mends it when it is pasted as it is. Words that come from outside
+    /// must have gone through [`super::outside::quote`].
+    pub fn run(mut self, command: impl AsRef<str>) -> Check {
+        self.run = printable(command.as_ref());
+        self
+    }
+
+    /// What cannot be pasted: what else to do, or what to know about the command.
+    pub fn advice(mut self, advice: impl AsRef<str>) -> Check {
+        self.advice = printable(advice.as_ref());
+        self
+    }
+
+    /// Says which listener it is about.
+    pub fn of(mut self, listener: Option<&str>) -> Check {
+        self.listener = listener.map(str::to_owned);
+        self
+    }
+
+    /// True if a rule of the firewall is to blame.
+    pub fn is_of_firewall(&self) -> bool {
+        matches!(
+            self.id,
+            "firewall-input" | "firewall-output" | "mark-changed"
+        )
+    }
+
+    /// Appends the command of `other` to this one's, so that one paste does both.
+    pub fn take_over(&mut self, other: &mut Check) {
+        if self.run.is_empty() || other.run.is_empty() {
+            return;
+        }
+        self.run += " && ";
+        self.run += &std::mem::take(&mut other.run);
+        other.advice = format!(
+            "the command of {} above mends this too; {}",
+            self.id, other.advice
+        );
+    }
+
+    /// What was found.
+    pub fn found(&self) -> &str {
+        &self.found
+    }
+
+    /// Command and advice on one line, for the log; empty if all is well.
+    pub fn fix(&self) -> String {
+        let parts: Vec<_> = self
+            .parts()
+            .map(|(name, text)| name.to_owned() + text)
+            .collect();
+        parts.join("; ")
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [("run: ", &*self.run), ("advice: ", &*self.advice)]
+            .into_iter()
+            .filter(|(_, text)| !text.is_empty())
     }
 }
 
@@ -77,10 +168,14 @@ impl fmt::Display for Status {
 
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<8} {:<21} {}", self.status, self.id, self.found)?;
-        if self.fix.is_empty() {
-            return Ok(());
+        write!(f, "{:<8} {:<21} ", self.status, self.id)?;
+        if let Some(listener) = &self.listener {
+            write!(f, "{listener}: ")?;
         }
-        write!(f, "; to mend it: {}", self.fix)
+        f.write_str(&self.found)?;
+        for (name, text) in self.parts() {
+            write!(f, "\n         {name}{text}")?;
+        }
+        Ok(())
     }
 }

@@ -3,10 +3,16 @@
 use rtnetlink::packet_route::rule::RuleMessage;
 
 use super::check::Check;
+use super::outside::quote;
 use super::target::Target;
 use super::{rules, words};
 use crate::routing::family::Family;
 use crate::routing::message::rule_table;
+
+/// Who forgets at a reboot what `ip` was told.
+const AT_BOOT: &str = "this lasts until the next boot; change it as well where the rule was set up (a unit's ExecStartPost=, /etc/network/interfaces, netplan, systemd-networkd, the VPN)";
+const SYSCTL_AT_BOOT: &str =
+    "this lasts until the next boot; write the same into a file in /etc/sysctl.d to keep it";
 
 /// What the policy does with a target's replies.
 #[derive(Clone, Debug)]
@@ -58,8 +64,9 @@ pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
                     "the rule \"{}\" is there for {at}, but table {table} is empty",
                     words::rule(rule)
                 ),
-                format!("{ip} route add local default dev lo table {table}"),
             )
+            .run(format!("{ip} route add local default dev lo table {table}"))
+            .advice(AT_BOOT)
         }
         Diagnosis::NotLocal(rule, route) => {
             let table = rule_table(rule);
@@ -69,10 +76,11 @@ pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
                 format!(
                     "table {table} sends the replies of {at} away by \"{route}\"; its route must be of type local"
                 ),
-                format!(
-                    "{ip} route flush table {table} && {ip} route add local default dev lo table {table}"
-                ),
             )
+            .run(format!(
+                "{ip} route flush table {table} && {ip} route add local default dev lo table {table}"
+            ))
+            .advice(AT_BOOT)
         }
         Diagnosis::Shadowed { rule, by, effect } => Check::wrong(
             "rule-shadowed",
@@ -82,11 +90,12 @@ pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
                 words::rule(by),
                 words::rule(rule)
             ),
-            match rules::priority(by) {
-                0 => format!("{ip} rule del {} priority 0", words::selector(by)),
-                n => format!("{ip} rule add {} priority {}", words::selector(rule), n - 1),
-            },
-        ),
+        )
+        .run(match rules::priority(by) {
+            0 => format!("{ip} rule del {} priority 0", words::selector(by)),
+            n => format!("{ip} rule add {} priority {}", words::selector(rule), n - 1),
+        })
+        .advice(AT_BOOT),
         Diagnosis::InUse(rule, use_) => {
             let table = rule_table(rule);
             Check::wrong(
@@ -96,37 +105,40 @@ pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
                     "table {table}, to which \"{}\" leads the replies of {at}, serves something else: {use_}",
                     words::rule(rule)
                 ),
-                format!("{ip} rule del {} && {}", words::selector(rule), target.up()),
             )
+            .run(format!("{ip} rule del {} && {}", words::selector(rule), target.up()))
+            .advice(AT_BOOT)
         }
         Diagnosis::AcceptOff => Check::wrong(
             "fwmark-accept-off",
             blame,
             format!("the replies of {at} never get their mark: net.ipv4.tcp_fwmark_accept is 0"),
-            "sysctl -w net.ipv4.tcp_fwmark_accept=1",
-        ),
+        )
+        .run("sysctl -w net.ipv4.tcp_fwmark_accept=1")
+        .advice(SYSCTL_AT_BOOT),
         Diagnosis::Wildcard => Check::wrong(
             "udp-wildcard-backend",
             blame,
             format!(
                 "the UDP backend of {at} is bound to the wildcard address, so its replies have no source yet when the loopback rule looks at them"
             ),
-            format!(
-                "bind the backend to {}, or (direct clients of the port lose their replies): {} -routing-mode udp-port",
-                at.ip(),
-                target.up()
-            ),
-        ),
+        )
+        .advice(format!(
+            "bind the backend to {}, or use -routing-mode udp-port (direct clients of the port then lose their replies)",
+            at.ip()
+        )),
         Diagnosis::SrcValidMark(interface) => Check::wrong(
             "src-valid-mark",
             blame,
             format!(
                 "src_valid_mark is 1 on {interface}, where the replies of {at} arrive: the kernel drops them once they are marked"
             ),
-            format!(
-                "sysctl -w net.ipv4.conf.all.src_valid_mark=0 net.ipv4.conf.{interface}.src_valid_mark=0"
-            ),
-        ),
+        )
+        .run(format!(
+            "sysctl -w net.ipv4.conf.all.src_valid_mark=0 {}",
+            quote(&format!("net/ipv4/conf/{interface}/src_valid_mark=0"))
+        ))
+        .advice(SYSCTL_AT_BOOT),
     })
 }
 
@@ -134,14 +146,14 @@ pub fn check(target: &Target, diagnosis: &Diagnosis) -> Option<Check> {
 /// to, or it lacks the capability.
 pub fn missing(target: &Target, other_family_is_fine: bool, told_not_to: bool) -> Check {
     let (family, at) = (target.need.family(), target.need.target);
-    let (why, fix) = match told_not_to {
-        true => ("", target.up()),
+    let (why, advice) = match told_not_to {
+        true => (
+            "",
+            "this lasts until the next boot; -routing auto puts it in at every start",
+        ),
         false => (
             ", and putting it in needs CAP_NET_ADMIN",
-            format!(
-                "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW in the unit, or once as root: {}",
-                target.up()
-            ),
+            "run this as root (it lasts until the next boot), or give the unit AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW",
         ),
     };
     let (id, found) = if other_family_is_fine {
@@ -160,5 +172,7 @@ pub fn missing(target: &Target, other_family_is_fine: bool, told_not_to: bool) -
         );
         ("no-rule", found)
     };
-    Check::wrong(id, target.need.given, found, fix)
+    Check::wrong(id, target.need.given, found)
+        .run(target.up())
+        .advice(advice)
 }

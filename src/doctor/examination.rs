@@ -6,9 +6,10 @@ use super::backend::{self, Backend};
 use super::check::{Check, Status};
 use super::diagnosis::{self, Diagnosis};
 use super::host::{self, Powers};
+use super::running::{self, Running};
 use super::target::Target;
-use super::{Options, listener, policy, remote, words};
-use crate::config::{Routing, Settings};
+use super::{Options, listener, loopback, policy, remote, words};
+use crate::config::{Config, ListenerConfig, Routing};
 use crate::routing::family::Family;
 use crate::routing::kernel::{Foreigner, Kernel};
 use crate::routing::owner::SWITCH_TABLE;
@@ -17,8 +18,10 @@ use crate::routing::survey;
 
 /// All that is known before anything is touched.
 pub struct Examination<'a> {
-    /// As asked for on the command line.
-    pub settings: &'a Settings,
+    /// As asked for.
+    pub config: &'a Config,
+    /// The listener that is examined.
+    pub listener: &'a ListenerConfig,
     /// As asked of the doctor.
     pub options: &'a Options,
     /// The way to the kernel.
@@ -29,6 +32,10 @@ pub struct Examination<'a> {
     pub targets: Vec<(Target, Diagnosis)>,
     /// The proxy is starting: nothing is said that only a probe could prove.
     at_start: bool,
+    /// The proxy that runs already.
+    pub running: Option<Running>,
+    /// What the marks of other programs meet.
+    marks: Option<Check>,
     /// What of somebody else's is in the table of `routing up`.
     switch_table: Option<Foreigner>,
 }
@@ -44,40 +51,68 @@ pub enum Verdict {
 impl<'a> Examination<'a> {
     /// Looks at the host and the targets.
     pub async fn new(
-        settings: &'a Settings,
+        config: &'a Config,
+        listener: &'a ListenerConfig,
         options: &'a Options,
         at_start: bool,
     ) -> Result<Examination<'a>> {
         let kernel = Kernel::connect()?;
         let mut targets = Vec::new();
-        for need in survey::needs(&kernel, settings).await? {
-            if need.family() == Family::V6 && host::is_ipv6_off() {
+        let is_lo_fine = loopback::lo(listener).is_none();
+        for need in survey::needs(&kernel, &listener.route_targets()).await? {
+            // That is told already, and all else follows from it.
+            if !is_lo_fine || (need.family() == Family::V6 && host::is_ipv6_off(need.target.ip())) {
                 continue;
             }
-            let target = Target::locate(&kernel, settings, need).await?;
+            let target = Target::locate(&kernel, listener.protocol, need).await?;
             let diagnosis = policy::diagnose(&kernel, &target).await?;
             targets.push((target, diagnosis));
         }
         let switch_table = kernel.foreigner(SWITCH_TABLE).await?;
         let powers = host::powers();
+        // Whether the guard is there can only be seen with the capability.
+        let marks = match powers.administrate {
+            true => policy::marks(&kernel, listener.mark).await?,
+            false => None,
+        };
         Ok(Examination {
-            settings,
+            config,
+            listener,
             options,
             kernel,
             powers,
             targets,
             at_start,
+            running: (!at_start)
+                .then(|| running::find(config, listener))
+                .flatten(),
+            marks,
             switch_table,
         })
     }
 
     /// The process, the host, the listener.
     pub fn surroundings(&self) -> Vec<Check> {
-        let settings = self.settings;
-        let mut checks = vec![host::capabilities(self.powers), listener::port(settings)];
-        checks.extend(host::ipv6(settings));
-        checks.extend(host::open_files(settings));
-        checks.extend(listener::peer(settings, self.options.from));
+        let config = self.listener;
+        let mut checks = Vec::from_iter(loopback::lo(config));
+        checks.push(host::capabilities(self.powers));
+        if !self.at_start {
+            // The proxy that starts has it.
+            checks.extend(
+                config
+                    .listen
+                    .iter()
+                    .map(|addr| listener::port(config, *addr)),
+            );
+        }
+        checks.extend(host::ipv6(config));
+        checks.extend(match &self.running {
+            Some(running) => running.nofile(self.config, config),
+            None => host::open_files(self.config, config),
+        });
+        checks.extend(listener::unset_target(config));
+        checks.extend(listener::peer(config, self.options.from));
+        checks.extend(self.marks.clone());
         checks
     }
 
@@ -87,10 +122,10 @@ impl<'a> Examination<'a> {
         (target, diagnosis): &(Target, Diagnosis),
     ) -> Result<(Vec<Check>, Verdict)> {
         let (need, here) = (&target.need, target.place != Place::Behind);
-        if here && listener::is_listener(self.settings, need.target) {
+        if here && listener::is_listener(self.listener, need.target) {
             let check = need
                 .given
-                .then(|| listener::target(self.settings, need.target));
+                .then(|| listener::target(self.listener, need.target));
             return Ok((check.into_iter().collect(), Verdict::Closed));
         }
         let mut checks = Vec::new();
@@ -104,7 +139,16 @@ impl<'a> Examination<'a> {
             }
             checks.push(check);
         }
-        let way = self.way_back(target, diagnosis);
+        let way = match policy::running(&self.kernel, target).await? {
+            Some(table) if self.is_left_to_the_proxy(diagnosis) => Check::ok(
+                "no-rule",
+                format!(
+                    "the replies of {} come back by table {table}, of a realpeer that runs",
+                    need.target
+                ),
+            ),
+            _ => self.way_back(target, diagnosis),
+        };
         let way_is_fine = way.status == Status::Ok;
         checks.push(way);
         if !need.given || !way_is_fine {
@@ -121,14 +165,18 @@ impl<'a> Examination<'a> {
         Ok((checks, Verdict::Open(Some(backend))))
     }
 
+    fn is_left_to_the_proxy(&self, diagnosis: &Diagnosis) -> bool {
+        self.config.process.routing == Routing::Auto && matches!(diagnosis, Diagnosis::Missing)
+    }
+
     fn way_back(&self, target: &Target, diagnosis: &Diagnosis) -> Check {
         if let Some(check) = diagnosis::check(target, diagnosis) {
             return check;
         }
-        let auto = self.settings.routing == Routing::Auto;
+        let auto = self.config.process.routing == Routing::Auto;
         let will = |when: &str| {
             let found = format!(
-                "the proxy puts in the way back from {} ({} way) {when}",
+                "nothing has to be set up: {when}, realpeer itself brings the replies of {} back ({} way)",
                 target.need.target, target.need.way
             );
             Check::ok("no-rule", found)
@@ -142,9 +190,9 @@ impl<'a> Examination<'a> {
                 Powers {
                     administrate: true, ..
                 },
-            ) => will("at start, until it ends"),
+            ) => will("while it runs"),
             // That the capability is missing is told already.
-            (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN"),
+            (true, Powers { claim: false, .. }) => will("once it has CAP_NET_ADMIN and runs"),
             (true, _) => missing(false),
             (false, _) if self.switch_table.is_some() => self.switch_table_in_use(target),
             (false, _) => missing(true),
@@ -165,8 +213,8 @@ impl<'a> Examination<'a> {
             format!(
                 "table {SWITCH_TABLE}, which realpeer routing up needs, serves something else: {what}"
             ),
-            "give the other program another table, or run realpeer with -routing auto, which finds a free one",
         )
+        .advice("give the other program another table, or run realpeer with -routing auto, which finds a free one")
     }
 
     fn other_family_is_fine(&self, target: &Target) -> bool {

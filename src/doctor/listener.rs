@@ -5,55 +5,56 @@ use std::net::{IpAddr, SocketAddr};
 use socket2::{Domain, Socket, Type};
 
 use super::check::Check;
-use super::processes::{self, Process};
-use crate::config::{Protocol, Settings};
+use super::outside::quote;
+use super::processes;
+use crate::config::{ListenerConfig, NetworkList, Protocol};
 use crate::networks::Networks;
 use crate::routing::bound::{self, Bound};
 
 /// `port-in-use`.
-pub fn port(settings: &Settings) -> Check {
+pub fn port(config: &ListenerConfig, listen: SocketAddr) -> Check {
     const ID: &str = "port-in-use";
-    let listen = settings.listen;
-    if !is_taken(settings) {
+    if !is_taken(config.protocol, listen) {
         return Check::ok(ID, format!("{listen} is free"));
     }
-    let holders = bound::bound(settings.protocol);
+    let holders = bound::bound(config.protocol);
     let holder = holders
         .iter()
         .find(|other| collide(other, listen))
         .and_then(|other| processes::holder(other.inode));
     match holder {
-        Some(process) if is_realpeer(&process) => {
+        Some(process) if processes::is_this_program(process.pid) => {
             Check::ok(ID, format!("{listen} is held by {process}"))
         }
-        Some(process) => Check::wrong(
+        Some(process) if process.is("realpeer") => Check::wrong(
             ID,
             true,
-            format!("{listen} is taken by {process}"),
             format!(
-                "stop it (kill {}), or choose another address with -l",
-                process.pid
+                "{listen} is taken by {process}, which calls itself realpeer but runs another program, {}",
+                process.program()
             ),
-        ),
+        )
+        .advice("stop that program, or choose another address with -l; if it is a realpeer of yours, run the doctor with the same executable"),
+        Some(process) => Check::wrong(ID, true, format!("{listen} is taken by {process}"))
+            .advice("stop that program, or choose another address with -l"),
         None => Check::wrong(
             ID,
             true,
             format!("{listen} is taken by a process that only root can see"),
-            "run the doctor as root, or choose another address with -l",
-        ),
+        )
+        .advice("run the doctor as root, or choose another address with -l"),
     }
 }
 
 /// As the proxy binds it; nothing is taken by this, the socket never listens.
-fn is_taken(settings: &Settings) -> bool {
-    let kind = match settings.protocol {
+fn is_taken(protocol: Protocol, listen: SocketAddr) -> bool {
+    let kind = match protocol {
         Protocol::Tcp => Type::STREAM,
         Protocol::Udp => Type::DGRAM,
     };
-    let listen = settings.listen;
     let bind = || {
         let socket = Socket::new(Domain::for_address(listen), kind, None)?;
-        if settings.protocol == Protocol::Tcp {
+        if protocol == Protocol::Tcp {
             socket.set_reuse_address(true)?;
         }
         socket.bind(&listen.into())
@@ -66,45 +67,59 @@ fn collide(other: &Bound, listen: SocketAddr) -> bool {
     other.addr.port() == listen.port() && (bound::serves(a, b) || bound::serves(b, a))
 }
 
-fn is_realpeer(process: &Process) -> bool {
-    let same_file = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let own = same_file(std::process::id());
-    process.is("realpeer") || (own.is_some() && own == same_file(process.pid))
-}
-
 /// True if connections to `target`, which is on this host, come back to the listener.
-pub fn is_listener(settings: &Settings, target: SocketAddr) -> bool {
-    target.port() == settings.listen.port() && bound::serves(settings.listen.ip(), target.ip())
+pub fn is_listener(config: &ListenerConfig, target: SocketAddr) -> bool {
+    let mut listen = config.listen.iter();
+    listen.any(|addr| target.port() == addr.port() && bound::serves(addr.ip(), target.ip()))
 }
 
 /// `target-is-listener`.
-pub fn target(settings: &Settings, target: SocketAddr) -> Check {
+pub fn target(config: &ListenerConfig, target: SocketAddr) -> Check {
+    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     Check::wrong(
         "target-is-listener",
         true,
         format!(
             "the target {target} is what realpeer itself listens on (-l {})",
-            settings.listen
+            listen.join(",")
         ),
-        "give the backend's own address with -4 or -6",
     )
+    .advice("give the backend's own address with -4 or -6")
 }
 
 /// `peer-not-allowed`: only if a load balancer and a file were named. A file that cannot be read
 /// is for the proxy to refuse.
-pub fn peer(settings: &Settings, from: Option<IpAddr>) -> Option<Check> {
+pub fn peer(config: &ListenerConfig, from: Option<IpAddr>) -> Option<Check> {
     const ID: &str = "peer-not-allowed";
-    let (from, path) = (from?.to_canonical(), settings.allowed_subnets.as_ref()?);
-    let networks = Networks::load(path).ok()?;
-    let path = path.display();
-    Some(if networks.contains(from) {
-        Check::ok(ID, format!("{from} is in {path}"))
-    } else {
-        Check::wrong(
-            ID,
-            true,
-            format!("the load balancer {from} is not in {path}: its connections are refused"),
-            format!("echo {from} >> {path}, and restart realpeer"),
-        )
+    let (from, list) = (from?.to_canonical(), config.allowed_subnets.as_ref()?);
+    let networks = Networks::of(list).ok()?;
+    let place = match list {
+        NetworkList::File(path) => path.display().to_string(),
+        NetworkList::Here(_) => "the allowed-subnets of the configuration file".to_owned(),
+    };
+    if networks.contains(from) {
+        return Some(Check::ok(ID, format!("{from} is in {place}")));
+    }
+    let found = format!("the load balancer {from} is not in {place}: its connections are refused");
+    let check = Check::wrong(ID, true, found);
+    Some(match list {
+        NetworkList::File(_) => check
+            .run(format!("printf '\\n%s\\n' {from} >> {}", quote(&place)))
+            .advice("then reload realpeer, if it runs: systemctl reload, or realpeer ctl reload"),
+        NetworkList::Here(_) => check.advice(format!("add {from} there, then reload realpeer")),
     })
+}
+
+/// `target-default`: the flag that was left out, if the other was given.
+pub fn unset_target(config: &ListenerConfig) -> Option<Check> {
+    let targets = &config.targets;
+    let (flag, family, default) = match (targets.v4_given, targets.v6_given) {
+        (true, false) => ("-6", "IPv6", targets.v6.to_string()),
+        (false, true) => ("-4", "IPv4", targets.v4.to_string()),
+        _ => return None,
+    };
+    Some(Check::ok(
+        "target-default",
+        format!("{flag} was not given: {family} clients go to its default, {default}"),
+    ))
 }

@@ -3,7 +3,60 @@
 
 use std::process::Command;
 
+use std::net::{SocketAddr, UdpSocket};
+
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+
 use super::check::Check;
+use super::host;
+use super::iptables;
+use crate::config::ListenerConfig;
+
+/// `lo-down`: without it neither a backend on this host nor the way back can be reached. None if it
+/// is as it should be.
+pub fn lo(config: &ListenerConfig) -> Option<Check> {
+    const ID: &str = "lo-down";
+    let is_lo_up = || {
+        let mut interfaces = getifaddrs().ok()?;
+        let lo = interfaces.find(|interface| interface.interface_name == "lo")?;
+        Some(lo.flags.contains(InterfaceFlags::IFF_UP))
+    };
+    if is_lo_up() == Some(false) {
+        return Some(
+            Check::wrong(ID, true, "the interface lo is down: nothing on this host is reached, and no reply comes back")
+                .run("ip link set lo up")
+                .advice("look for what takes it down (ip link set lo down, ifdown lo) and for what should bring it up at boot (auto lo in /etc/network/interfaces, systemd-networkd)"),
+        );
+    }
+    let targets = &config.targets;
+    let given = [
+        (SocketAddr::V4(targets.v4), targets.v4_given),
+        (
+            SocketAddr::V6(targets.v6),
+            targets.v6_given && !host::is_ipv6_off((*targets.v6.ip()).into()),
+        ),
+    ];
+    let gone = |(at, given): &(SocketAddr, bool)| {
+        let ip = at.ip();
+        *given && ip.is_loopback() && UdpSocket::bind((ip, 0)).is_err()
+    };
+    let (at, _) = given.into_iter().find(gone)?;
+    let address = if at.is_ipv4() {
+        "127.0.0.1/8"
+    } else {
+        "::1/128"
+    };
+    Some(
+        Check::wrong(
+            ID,
+            true,
+            format!("the interface lo has no address for the target {at}"),
+        )
+        .run(format!("ip address add {address} dev lo"))
+        .advice("look for what takes it away; this lasts until the next boot"),
+    )
+}
 
 /// `lo-accepted`; none if no such rule is seen.
 pub fn check() -> Option<Check> {
@@ -14,8 +67,8 @@ pub fn check() -> Option<Check> {
         format!(
             "{place} accepts all of lo: a ban that fail2ban puts behind it (iptables, nftables) does not hold for a backend on this host"
         ),
-        "let fail2ban ban by packaging/fail2ban/action.d/realpeer.conf, or accept only what really is loopback: ip saddr 127.0.0.0/8 iif lo accept",
-    ))
+    )
+    .advice("let fail2ban ban by packaging/fail2ban/action.d/realpeer.conf, or accept only what really is loopback: ip saddr 127.0.0.0/8 iif lo accept"))
 }
 
 fn nftables() -> Option<String> {
@@ -58,7 +111,7 @@ fn legacy() -> Option<String> {
     ["iptables-legacy", "ip6tables-legacy"]
         .iter()
         .find_map(|program| {
-            let listing = run(program, &["-S"])?;
+            let listing = iptables::filter(program)?;
             let rule = listing.lines().find(|line| {
                 let chain = line
                     .strip_prefix("-A ")

@@ -5,19 +5,28 @@
 //! cause ends the search: what follows from it is no cause of its own.
 
 mod backend;
+mod bans;
+mod behind;
 mod check;
 mod diagnosis;
 mod dropped;
 mod examination;
+mod forged;
 mod host;
+mod inbound;
+mod iptables;
 mod listener;
 mod loopback;
+mod obstacles;
+mod outside;
+mod pass;
 mod policy;
 mod probe;
 mod probing;
 mod processes;
 mod remote;
 mod rules;
+mod running;
 mod shot;
 mod target;
 mod trace;
@@ -28,8 +37,9 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::config::{Routing, Settings};
-pub use check::{Check, Status};
+use crate::config::{Config, ListenerConfig, Routing};
+use crate::output::print;
+pub use check::{Check, IDS, Status};
 use examination::{Examination, Verdict};
 
 /// What `realpeer doctor` was asked beside the proxy's flags.
@@ -51,22 +61,22 @@ struct Answer<'a> {
 }
 
 /// Examines, prints, and returns whether no check failed.
-pub fn command(settings: &Settings, options: &Options) -> Result<bool> {
+pub fn command(config: &Config, options: &Options) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let checks = runtime.block_on(examine(settings, options))?;
+    let checks = runtime.block_on(examine_all(config, options))?;
     let ok = checks.iter().all(|check| check.status != Status::Failed);
     if options.json {
         let answer = Answer {
             ok,
             checks: &checks,
         };
-        println!("{}", serde_json::to_string(&answer)?);
+        print(format_args!("{}\n", serde_json::to_string(&answer)?))?;
     } else {
         for check in &checks {
-            println!("{check}");
+            print(format_args!("{check}\n"))?;
         }
     }
     Ok(ok)
@@ -74,21 +84,33 @@ pub fn command(settings: &Settings, options: &Options) -> Result<bool> {
 
 /// The quick part, for the start of the proxy, in the log: it reads the kernel's state and contacts
 /// nobody. Nothing that it finds keeps the proxy from running.
-pub async fn warn_at_start(settings: &Settings) {
-    match quick(settings).await {
-        Ok(checks) => {
-            for check in checks.iter().filter(|check| check.status != Status::Ok) {
-                tracing::warn!(check = check.id, fix = check.fix, "{}", check.found);
+pub async fn warn_at_start(config: &Config) {
+    let mut told = Vec::new();
+    for listener in &config.listeners {
+        match quick(config, listener).await {
+            Ok(mut checks) => {
+                checks.retain(|check| check.status != Status::Ok && !told.contains(check));
+                for check in &checks {
+                    let name = config.label(listener);
+                    tracing::warn!(
+                        listener = name,
+                        check = check.id,
+                        fix = check.fix(),
+                        "{}",
+                        check.found()
+                    );
+                }
+                told.extend(checks);
             }
+            Err(e) => tracing::debug!("the quick examination failed: {e:#}"),
         }
-        Err(e) => tracing::debug!("the quick examination failed: {e:#}"),
     }
 }
 
 /// A missing way back is left to the routing to tell, which has just tried to put it in.
-async fn quick(settings: &Settings) -> Result<Vec<Check>> {
+async fn quick(config: &Config, listener: &ListenerConfig) -> Result<Vec<Check>> {
     let options = Options::default();
-    let examination = Examination::new(settings, &options, true).await?;
+    let examination = Examination::new(config, listener, &options, true).await?;
     let mut checks = examination.surroundings();
     for target in &examination.targets {
         let (found, verdict) = examination.still(target).await?;
@@ -97,15 +119,42 @@ async fn quick(settings: &Settings) -> Result<Vec<Check>> {
             checks.push(backend::check(&target.0, &backend));
         }
     }
-    if settings.routing == Routing::Auto {
+    if config.process.routing == Routing::Auto {
         checks.retain(|check| !matches!(check.id, "no-rule" | "one-family-missing"));
     }
     Ok(checks)
 }
 
-/// The whole examination.
-pub async fn examine(settings: &Settings, options: &Options) -> Result<Vec<Check>> {
-    let examination = Examination::new(settings, options, false).await?;
+/// The whole examination, listener by listener; what is true of all is told once.
+pub async fn examine_all(config: &Config, options: &Options) -> Result<Vec<Check>> {
+    let mut found = Vec::new();
+    for listener in &config.listeners {
+        let checks = examine(config, listener, options).await?;
+        found.push((config.label(listener), checks));
+    }
+    if let [(name, checks)] = &found[..] {
+        return Ok(checks.iter().map(|check| check.clone().of(*name)).collect());
+    }
+    let of_all = |check| found.iter().all(|(_, checks)| checks.contains(check));
+    let mut told: Vec<Check> = Vec::new();
+    for (name, checks) in &found {
+        for check in checks {
+            match of_all(check) {
+                true if told.contains(check) => {}
+                true => told.push(check.clone()),
+                false => told.push(check.clone().of(*name)),
+            }
+        }
+    }
+    Ok(told)
+}
+
+async fn examine(
+    config: &Config,
+    listener: &ListenerConfig,
+    options: &Options,
+) -> Result<Vec<Check>> {
+    let examination = Examination::new(config, listener, options, false).await?;
     let mut checks = examination.surroundings();
     let mut open = Vec::new();
     for target in &examination.targets {
@@ -116,6 +165,12 @@ pub async fn examine(settings: &Settings, options: &Options) -> Result<Vec<Check
         }
     }
     checks.extend(loopback::check());
+    for addr in &listener.listen {
+        checks.extend(inbound::check(listener, *addr, options.from));
+    }
+    if let Some(running) = &examination.running {
+        checks.extend(running.checks(listener));
+    }
     checks.extend(probing::probe(&examination, open).await?);
     Ok(checks)
 }

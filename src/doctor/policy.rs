@@ -3,20 +3,22 @@
 use std::fs;
 use std::io;
 
-use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
+use super::check::Check;
 use super::diagnosis::Diagnosis;
 use super::rules::{self, Effect, Packet};
 use super::target::Target;
 use super::words;
 use crate::config::Protocol;
+use crate::routing::accept;
 use crate::routing::family::Family;
-use crate::routing::keeper::fwmark_accept;
 use crate::routing::kernel::Kernel;
 use crate::routing::message::{is_ours, rule_table};
 use crate::routing::nft;
 use crate::routing::owner::{INSTANCE_TABLES, SWITCH_TABLE};
-use crate::routing::plan::{Need, Place, Question, Way};
+use crate::routing::plan::{Need, Place, Question, Step, Way};
 
 /// Finds out what becomes of the replies of `target`.
 pub async fn diagnose(kernel: &Kernel, target: &Target) -> io::Result<Diagnosis> {
@@ -33,9 +35,7 @@ pub async fn diagnose(kernel: &Kernel, target: &Target) -> io::Result<Diagnosis>
         .into_iter()
         .filter(|rule| !(is_ours(rule) && INSTANCE_TABLES.contains(&rule_table(rule))))
         .collect();
-    let answer = kernel
-        .ask(&need.reply(SWITCH_TABLE, target.interface))
-        .await?;
+    let answer = kernel.ask(&reply(target)).await?;
     let home = answer.filter(|answer| answer.local && !INSTANCE_TABLES.contains(&answer.table));
     match home {
         Some(answer) => good(kernel, target, &rules, answer.table).await,
@@ -64,7 +64,7 @@ async fn good(
         ..need.reply(SWITCH_TABLE, target.interface)
     };
     Ok(match need.way {
-        Way::Mark if !fwmark_accept() => match kernel.ask(&unmarked).await? {
+        Way::Mark if !accept::is_on() => match kernel.ask(&unmarked).await? {
             Some(answer) if answer.local => Diagnosis::InPlace(table),
             _ => Diagnosis::AcceptOff,
         },
@@ -125,6 +125,106 @@ async fn bad(kernel: &Kernel, target: &Target, rules: &[RuleMessage]) -> io::Res
         }
     }
     Ok(Diagnosis::EmptyTable(rule))
+}
+
+/// Whether accepted connections inherit marks by which another program's rules, such as those of
+/// TPROXY, keep their answers on this host. `own` is the user's `-mark`.
+pub async fn marks(kernel: &Kernel, own: Option<u32>) -> io::Result<Option<Check>> {
+    if !accept::is_on() {
+        return Ok(None);
+    }
+    for rule in kernel.foreign_mark_rules().await? {
+        let wanted = |a: &RuleAttribute| matches!(a, RuleAttribute::FwMark(n) if Some(*n) != own);
+        if rule.header.flags.contains(RuleFlags::Invert) || !rule.attributes.iter().any(wanted) {
+            continue;
+        }
+        let family = match rule.header.family {
+            AddressFamily::Inet6 => Family::V6,
+            _ => Family::V4,
+        };
+        let routes = kernel.routes(family, rule_table(&rule)).await?;
+        if routes.iter().any(rules::is_local_default) {
+            return mark_accept(&words::rule(&rule)).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Which rule takes a reply of `target` with this mark, in words; none if it comes back.
+pub async fn taken(kernel: &Kernel, target: &Target, mark: u32) -> io::Result<Option<String>> {
+    let need = &target.need;
+    let question = Question {
+        mark: Some(mark),
+        ..need.reply(SWITCH_TABLE, target.interface)
+    };
+    let carry = match mark {
+        0 => format!("the replies of {} carry no mark", need.target),
+        mark => format!("the replies of {} carry the mark {mark:#x}", need.target),
+    };
+    let answer = kernel.ask(&question).await?;
+    if answer.as_ref().is_some_and(|answer| answer.local) {
+        return Ok(None);
+    }
+    let packet = Packet {
+        mark,
+        ..packet(target)
+    };
+    for rule in kernel.rules(need.family()).await? {
+        let routes = kernel.routes(need.family(), rule_table(&rule)).await?;
+        if rules::takes(&rule, &packet)
+            && let Effect::Away(effect) = rules::effect(&rule, &routes, &packet)
+        {
+            return Ok(Some(format!(
+                "{carry}, and the rule \"{}\" takes them ({effect})",
+                words::rule(&rule)
+            )));
+        }
+    }
+    Ok(Some(format!(
+        "{carry}, and no rule brings them back with it"
+    )))
+}
+
+/// The table of a running proxy that brings the replies of `target` back.
+pub async fn running(kernel: &Kernel, target: &Target) -> io::Result<Option<u32>> {
+    let need = &target.need;
+    for rule in kernel.rules(need.family()).await? {
+        let table = rule_table(&rule);
+        if !is_ours(&rule) || !INSTANCE_TABLES.contains(&table) {
+            continue;
+        }
+        let answer = kernel.ask(&need.reply(table, target.interface)).await?;
+        if answer.is_some_and(|answer| answer.local && answer.table == table) {
+            return Ok(Some(table));
+        }
+    }
+    Ok(None)
+}
+
+fn mark_accept(rule: &str) -> io::Result<Check> {
+    const ID: &str = "mark-accept";
+    if nft::has_table(nft::GUARD)? {
+        let found = format!(
+            "net.ipv4.tcp_fwmark_accept is on; nft table {} keeps it from the connections of \"{rule}\"",
+            nft::GUARD
+        );
+        return Ok(Check::ok(ID, found));
+    }
+    let found = format!(
+        "net.ipv4.tcp_fwmark_accept is on, so accepted connections inherit the mark of \"{rule}\", and their answers never leave this host"
+    );
+    Ok(Check::wrong(ID, false, found).run(Step::MarkGuard.to_string()))
+}
+
+/// A reply of `target`. Where accepted connections inherit marks, that of `-mark` counts.
+fn reply(target: &Target) -> Question {
+    let need = &target.need;
+    let question = need.reply(SWITCH_TABLE, target.interface);
+    let inherits = need.way == Way::Loopback && target.protocol == Protocol::Tcp && accept::is_on();
+    Question {
+        mark: question.mark.or(need.mark.filter(|_| inherits)),
+        ..question
+    }
 }
 
 /// True if the rule was made for the way of this target.
@@ -191,7 +291,7 @@ fn src_valid_mark(target: &Target) -> Option<String> {
 
 fn packet(target: &Target) -> Packet {
     let need = &target.need;
-    let reply = need.reply(SWITCH_TABLE, target.interface);
+    let reply = reply(target);
     Packet {
         from: reply.from,
         to: reply.to,

@@ -24,14 +24,19 @@ pub enum Answer {
     Unsent(io::Error),
 }
 
-/// A TCP handshake with the target in the name of `stranger`, closed at once.
+/// A TCP handshake with the target in the name of `stranger`, and a reset at once. What the backend
+/// then takes from its queue has no peer any more: sshd says nothing of it, where after an orderly
+/// close it would log, and fail2ban count, a client that went away without a word.
 pub fn tcp(target: SocketAddr, stranger: IpAddr, mark: Option<u32>, patience: Duration) -> Answer {
     let socket = match claim(Type::STREAM, stranger, mark) {
         Ok(socket) => socket,
         Err(e) => return Answer::Unsent(e),
     };
     match socket.connect_timeout(&target.into(), patience) {
-        Ok(()) => Answer::Came,
+        Ok(()) => {
+            _ = socket.set_linger(Some(Duration::ZERO));
+            Answer::Came
+        }
         Err(e) if e.kind() == ErrorKind::TimedOut => Answer::None,
         Err(e) => Answer::Refused(e),
     }

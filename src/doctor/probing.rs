@@ -1,7 +1,7 @@
 //! Sends the probes, and says what became of them.
 
-use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,8 +12,9 @@ use super::examination::Examination;
 use super::shot::Shot;
 use super::target::Target;
 use crate::config::{Protocol, Routing};
-use crate::routing::keeper::{self, Keeper, Outcome};
+use crate::routing::keeper::{Keeper, Outcome};
 use crate::routing::plan::{Place, Way};
+use crate::routing::stranger;
 
 /// Probes the targets that are still open. Under `-routing auto` the way back is put in first and
 /// taken away afterwards, whatever happens.
@@ -21,7 +22,6 @@ pub async fn probe(
     examination: &Examination<'_>,
     open: Vec<(&Target, Option<Backend>)>,
 ) -> Result<Vec<Check>> {
-    let accept = fs::read(keeper::FWMARK_ACCEPT);
     let mut keeper = Keeper::new(
         examination.kernel.clone(),
         open.iter().map(|(target, _)| target.need.clone()).collect(),
@@ -29,18 +29,16 @@ pub async fn probe(
     );
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let checks = tokio::select! {
         checks = probe_all(examination, &mut keeper, open) => checks,
         _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
         _ = interrupt.recv() => Err(anyhow::anyhow!("ended by SIGINT")),
+        _ = hangup.recv() => Err(anyhow::anyhow!("ended by SIGHUP")),
     };
     if keeper.lock.is_some() {
         let cleared = keeper.clear().await;
         cleared.context("cannot take the probe's rules away")?;
-        if let Ok(accept) = accept {
-            // As it was before. Where this may not be written, it was not written either.
-            _ = fs::write(keeper::FWMARK_ACCEPT, accept);
-        }
     }
     checks
 }
@@ -51,7 +49,7 @@ async fn probe_all(
     open: Vec<(&Target, Option<Backend>)>,
 ) -> Result<Vec<Check>> {
     let powers = examination.powers;
-    let put_in = examination.settings.routing == Routing::Auto && powers.administrate;
+    let put_in = examination.config.process.routing == Routing::Auto && powers.administrate;
     let outcomes = match put_in {
         true => keeper.ensure().await?,
         false => keeper.look().await?,
@@ -76,9 +74,11 @@ async fn probe_all(
             _ => target.need.mark,
         };
         let shot = Shot {
+            kernel: examination.kernel.clone(),
             target: target.clone(),
             mark,
             trace: powers.administrate,
+            others: others(examination, target).await?,
         };
         checks.extend(match (target.protocol, backend) {
             (Protocol::Udp, backend) => shot.udp(backend).await?,
@@ -86,7 +86,27 @@ async fn probe_all(
             (Protocol::Tcp, None) => shot.tcp_remote().await?,
         });
     }
+    mend_at_once(&mut checks);
     Ok(checks)
+}
+
+/// One paste for the firewall of both families: the first check's command does it all.
+fn mend_at_once(checks: &mut [Check]) {
+    let mut firewall = checks.iter_mut().filter(|check| check.is_of_firewall());
+    if let Some(first) = firewall.next() {
+        firewall.for_each(|other| first.take_over(other));
+    }
+}
+
+/// Addresses of the networks that the target's stranger is not from.
+async fn others(examination: &Examination<'_>, target: &Target) -> io::Result<Vec<IpAddr>> {
+    let mut others = Vec::new();
+    for network in stranger::networks(target.need.family()) {
+        if !network.contains(&target.need.stranger) {
+            others.extend(stranger::draw_from(&examination.kernel, network).await?);
+        }
+    }
+    Ok(others)
 }
 
 fn not_put_in(target: &Target, error: &io::Error) -> Check {
@@ -94,5 +114,6 @@ fn not_put_in(target: &Target, error: &io::Error) -> Check {
         "the way back from {} cannot be put in: {error}",
         target.need.target
     );
-    Check::wrong("no-rule", target.need.given, found, target.up())
+    let advice = "`realpeer routing show -as commands`, with the same flags, prints the commands to try one by one as root";
+    Check::wrong("no-rule", target.need.given, found).advice(advice)
 }

@@ -1,7 +1,10 @@
 //! Which process holds a socket, as /proc tells it.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Uid, User};
 
 /// A running process.
 #[derive(Clone, Debug)]
@@ -12,6 +15,8 @@ pub struct Process {
     pub name: String,
     /// Its command line.
     pub words: Vec<String>,
+    /// Whose it is: a name, or a number that has none.
+    pub user: String,
 }
 
 /// The process that holds the socket. `None` if it is gone or, without root, somebody else's.
@@ -38,6 +43,12 @@ impl Process {
         self.name == name || called == Some(name)
     }
 
+    /// The file that it runs.
+    pub fn program(&self) -> String {
+        let link = fs::read_link(format!("/proc/{}/exe", self.pid));
+        link.map_or_else(|_| "unknown".into(), |path| path.display().to_string())
+    }
+
     /// The value behind a flag of its command line: `-x v`, `--x v`, `-x=v`.
     pub fn flag(&self, name: &str) -> Option<&str> {
         let mut words = self.words.iter();
@@ -59,7 +70,10 @@ impl Process {
 
 impl std::fmt::Display for Process {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} (process {})", self.name, self.pid)
+        let Process {
+            name, pid, user, ..
+        } = self;
+        write!(f, "{name} (process {pid}, user {user})")
     }
 }
 
@@ -71,7 +85,46 @@ fn process(pid: u32) -> Process {
         pid,
         name: text(&read("comm")).trim_end().to_owned(),
         words: command.split(|b| *b == 0).map(text).collect(),
+        user: user(&text(&read("status"))),
     }
+}
+
+/// By the real user id in /proc/PID/status. The owner of /proc/PID would be root for a process
+/// that got capabilities from its file.
+fn user(status: &str) -> String {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let real = ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok());
+    let Some(id) = real else {
+        return "unknown".into();
+    };
+    let user = User::from_uid(Uid::from_raw(id)).ok().flatten();
+    user.map_or_else(|| id.to_string(), |user| user.name)
+}
+
+/// True if the process runs the very file that this one runs, whatever it calls itself. Or one that
+/// has been replaced there since, by an upgrade: only who may write there can have put it there. In a
+/// user namespace of its own a process can mount what it likes, so there the path proves nothing.
+pub fn is_this_program(pid: u32) -> bool {
+    let of = |who: &str, name: &str| fs::read_link(format!("/proc/{who}/{name}")).ok();
+    let file = |who: &str| {
+        let found = fs::metadata(format!("/proc/{who}/exe")).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let pid = pid.to_string();
+    let own = file("self");
+    if own.is_some() && own == file(&pid) {
+        return true;
+    }
+    let replaced = of("self", "exe").map(|path| {
+        let mut path = path.into_os_string();
+        path.push(" (deleted)");
+        path
+    });
+    let namespace = of("self", "ns/user");
+    replaced.is_some()
+        && replaced == of(&pid, "exe").map(PathBuf::into_os_string)
+        && namespace.is_some()
+        && namespace == of(&pid, "ns/user")
 }
 
 fn file_name(path: &str) -> &str {

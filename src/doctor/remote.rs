@@ -36,8 +36,8 @@ pub fn wrong(target: &Target, why: &str) -> Check {
         format!(
             "{at} is not an address of this host, and its replies to clients do not pass here: {why}"
         ),
-        "run realpeer on the backend's host, or make this host the backend's default gateway (-probe-remote shows whether it is)",
     )
+    .advice("run realpeer on the backend's host, or make this host the backend's default gateway (-probe-remote shows whether it is)")
 }
 
 /// What speaks against it that replies pass here.

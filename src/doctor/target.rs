@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::config::{Protocol, Settings};
+use crate::config::Protocol;
 use crate::routing::bound;
 use crate::routing::family::Family;
 use crate::routing::kernel::Kernel;
@@ -25,10 +25,9 @@ pub struct Target {
 
 impl Target {
     /// Looks where it is.
-    pub async fn locate(kernel: &Kernel, settings: &Settings, need: Need) -> Result<Target> {
+    pub async fn locate(kernel: &Kernel, protocol: Protocol, need: Need) -> Result<Target> {
         let at = need.target;
         let (place, interface) = kernel.locate(at.ip()).await?;
-        let protocol = settings.protocol;
         let udp_here = protocol == Protocol::Udp && place != Place::Behind;
         let wildcard = udp_here && bound::is_wildcard(&bound::bound(protocol), at);
         Ok(Target {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
+use super::outside::quote;
 use super::rules::{destination, mask, priority};
 use crate::routing::family::Family;
 use crate::routing::message::rule_table;
@@ -15,7 +16,8 @@ pub fn rule(rule: &RuleMessage) -> String {
     format!("{}: {}", priority(rule), selector(rule))
 }
 
-/// The rule in the words of `ip rule`, without its priority: what `ip rule del` takes.
+/// The rule in the words of `ip rule`, without its priority: what `ip rule del` takes, quoted for
+/// bash.
 pub fn selector(rule: &RuleMessage) -> String {
     let mut text = String::new();
     if rule.header.flags.contains(RuleFlags::Invert) {
@@ -33,8 +35,8 @@ pub fn selector(rule: &RuleMessage) -> String {
             RuleAttribute::Destination(ip) => {
                 write!(rest, " to {}", prefix(*ip, rule.header.dst_len))
             }
-            RuleAttribute::Iifname(name) => write!(rest, " iif {name}"),
-            RuleAttribute::Oifname(name) => write!(rest, " oif {name}"),
+            RuleAttribute::Iifname(name) => write!(rest, " iif {}", quote(name)),
+            RuleAttribute::Oifname(name) => write!(rest, " oif {}", quote(name)),
             RuleAttribute::FwMark(mark) if mask(rule) == u32::MAX => {
                 write!(rest, " fwmark {mark:#x}")
             }

@@ -54,11 +54,11 @@ pub enum Claim {
 pub enum Progress {
     /// A whole header.
     Complete(Header),
-    /// The beginning of one; at least so many bytes are missing.
+    /// The beginning of one; at least this many bytes are missing.
     NeedMore(usize),
 }
 
-/// Why bytes are no header, or not one to accept. It is put into words only when it is logged: a
+/// Why bytes are not an acceptable header. It is put into words only when it is logged: a
 /// flood of bad datagrams must not cost an allocation each.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
@@ -88,7 +88,7 @@ pub enum HeaderError {
     OtherTransport(&'static str),
 }
 
-/// The first bytes of something that is no header.
+/// The first bytes of something that is not a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beginning {
     bytes: [u8; 16],

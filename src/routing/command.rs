@@ -13,6 +13,12 @@ impl fmt::Display for Step {
             Step::Rule(rule) => rule.fmt(f),
             Step::Route(route) => route.fmt(f),
             Step::FwmarkAccept => f.write_str("sysctl -w net.ipv4.tcp_fwmark_accept=1"),
+            Step::MarkGuard => write!(
+                f,
+                "nft 'table inet {} {{ chain input {{ type filter hook input priority 400; iif != \
+                 lo tcp flags & (syn | ack) == syn meta mark set 0; }}; }}'",
+                nft::GUARD
+            ),
             Step::SocketMatch { table, mark } => {
                 let name = nft::table_name(*table);
                 write!(
@@ -54,7 +60,11 @@ impl fmt::Display for Route {
         if let Some(source) = self.source {
             write!(f, " src {source}")?;
         }
-        write!(f, " table {} protocol {PROTOCOL_NUMBER}", self.table)
+        write!(f, " table {} protocol {PROTOCOL_NUMBER}", self.table)?;
+        match self.metric {
+            Some(metric) => write!(f, " metric {metric}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! IPv4 or IPv6.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// One of the two kinds of IP address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,16 +26,6 @@ impl Family {
         match self {
             Family::V4 => 32,
             Family::V6 => 128,
-        }
-    }
-
-    /// Addresses that nobody should own (RFC 5737, RFC 3849), to stand for a client.
-    pub fn strangers(self) -> [IpAddr; 3] {
-        match self {
-            Family::V4 => [[203, 0, 113, 251], [198, 51, 100, 251], [192, 0, 2, 251]]
-                .map(|octets| Ipv4Addr::from(octets).into()),
-            Family::V6 => [0xfff1, 0xfff2, 0xfff3]
-                .map(|net| Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, 0x251).into()),
         }
     }
 }

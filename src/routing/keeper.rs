@@ -1,17 +1,15 @@
 //! Puts in place what is missing, and only that.
 
-use std::fs;
 use std::io;
 
 use anyhow::{Context, Result, bail};
+use tracing::warn;
 
+use super::accept;
 use super::kernel::Kernel;
 use super::nft;
 use super::owner::{self, INSTANCE_TABLES, Lock, SWITCH_TABLE};
 use super::plan::{Need, Step, Way};
-
-/// The one sysctl of mark-accept, for both families.
-pub const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
 
 /// Keeps the routing of some targets in place.
 pub struct Keeper {
@@ -21,8 +19,16 @@ pub struct Keeper {
     pub needs: Vec<Need>,
     /// The table of ours, once something had to be put in.
     pub lock: Option<Lock>,
+    /// What was put in, in order.
+    steps: Vec<Step>,
     /// A socket match was put in.
     nft: bool,
+    /// `tcp_fwmark_accept` was off before us, and is on for our sake.
+    accept: bool,
+    /// The guard of other programs' marks was put in or found.
+    guarded: bool,
+    /// That the guard cannot be put in was said.
+    warned: bool,
 }
 
 /// What became of one need.
@@ -43,7 +49,11 @@ impl Keeper {
             kernel,
             needs,
             lock,
+            steps: Vec::new(),
             nft: false,
+            accept: false,
+            guarded: false,
+            warned: false,
         }
     }
 
@@ -53,6 +63,14 @@ impl Keeper {
         let mut outcomes = Vec::new();
         for i in 0..self.needs.len() {
             outcomes.push(self.ensure_one(i).await?);
+        }
+        match self.look_after_marks().await {
+            Ok(()) => self.warned = false,
+            Err(e) if !self.warned => {
+                warn!("routing: {e}; realpeer routing show -as commands prints what to do");
+                self.warned = true;
+            }
+            Err(_) => {}
         }
         Ok(outcomes)
     }
@@ -74,9 +92,72 @@ impl Keeper {
     /// Takes away what was put in.
     pub async fn clear(&self) -> io::Result<()> {
         if let Some(lock) = &self.lock {
-            clear(&self.kernel, lock.table, self.nft).await?;
+            clear(&self.kernel, lock.table, self.has_nft()).await?;
         }
         Ok(())
+    }
+
+    /// Takes away what was put in for targets that are gone.
+    pub async fn take_away_unneeded(&mut self) -> io::Result<()> {
+        let Some(table) = self.lock.as_ref().map(|lock| lock.table) else {
+            return Ok(());
+        };
+        let needed: Vec<Step> = self
+            .needs
+            .iter()
+            .flat_map(|need| need.steps(table))
+            .collect();
+        let gone: Vec<Step> = self
+            .steps
+            .extract_if(.., |step| !needed.contains(step))
+            .collect();
+        // Rules first: without its route a rule would send packets nowhere.
+        for step in gone.iter().rev() {
+            match step {
+                Step::Rule(rule) => self.kernel.remove_rule(rule).await?,
+                Step::Route(route) => self.kernel.remove_route(route).await?,
+                Step::SocketMatch { table, .. } => {
+                    nft::remove_table(&nft::table_name(*table))?;
+                    self.nft = false;
+                }
+                Step::FwmarkAccept if self.accept => {
+                    let _lock = accept::lock().await?;
+                    self.kernel.remove_route(&accept::marker(table)).await?;
+                    accept::put_back(&self.kernel, self.guarded).await?;
+                    (self.accept, self.guarded) = (false, false);
+                }
+                Step::FwmarkAccept | Step::MarkGuard => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// True if something of ours is in nftables.
+    pub fn has_nft(&self) -> bool {
+        self.nft || self.guarded
+    }
+
+    /// The running proxy whose rules bring the replies of `need` back: its table and process.
+    pub async fn served_by(&self, need: &Need) -> Result<Option<(u32, u32)>> {
+        let tables = self.kernel.own_tables().await?;
+        for table in tables.into_iter().filter(|t| INSTANCE_TABLES.contains(t)) {
+            if let Some(pid) = owner::holder(table)
+                && self.is_in_place(need, table).await?
+            {
+                return Ok(Some((table, pid)));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn look_after_marks(&mut self) -> io::Result<()> {
+        if !self.needs.iter().any(|need| need.way == Way::Mark) {
+            return Ok(());
+        }
+        if let (true, Some(lock)) = (self.accept, &self.lock) {
+            self.kernel.add_route(&accept::marker(lock.table)).await?;
+        }
+        accept::keep_guard(&self.kernel, &mut self.guarded).await
     }
 
     async fn ensure_one(&mut self, i: usize) -> Result<Outcome> {
@@ -85,7 +166,7 @@ impl Keeper {
         }
         let table = self.own_table().await?;
         self.nft |= self.needs[i].way == Way::Socket;
-        let need = &self.needs[i];
+        let need = &self.needs[i].clone();
         let mut done = self.put_in(need, table).await;
         if done.is_ok() && self.serving(need).await?.is_none() {
             // The rule stands, but behind one that takes its packets: bring it to the front.
@@ -123,26 +204,28 @@ impl Keeper {
             return Ok(false);
         };
         // Another proxy's rules may stand in front of ours, but they go when it ends.
-        if INSTANCE_TABLES.contains(&answer.table) && !self.owns_whole(need, table).await? {
+        if INSTANCE_TABLES.contains(&answer.table) && !self.is_whole(need, table).await? {
             return Ok(false);
         }
         Ok(match need.way {
             Way::Loopback | Way::UdpPort => true,
-            Way::Mark => fwmark_accept(),
+            Way::Mark => accept::is_on(),
             Way::Socket => nft::has_table(&nft::table_name(table))?,
         })
     }
 
-    /// True if `table` is ours and all that `need` wants of it is there.
-    async fn owns_whole(&self, need: &Need, table: u32) -> Result<bool> {
-        if self.lock.as_ref().is_none_or(|lock| lock.table != table) {
+    /// True if all that `need` wants of `table` is there.
+    async fn is_whole(&self, need: &Need, table: u32) -> Result<bool> {
+        // What `routing up` put in counts by the kernel's answer only.
+        let own = self.lock.as_ref().map(|lock| lock.table);
+        if table == SWITCH_TABLE && own != Some(SWITCH_TABLE) {
             return Ok(false);
         }
         for step in need.steps(table) {
             let there = match &step {
                 Step::Rule(rule) => self.kernel.find_rule(rule).await?.is_some(),
                 Step::Route(route) => self.kernel.has_route(route).await?,
-                Step::FwmarkAccept | Step::SocketMatch { .. } => true,
+                Step::FwmarkAccept | Step::MarkGuard | Step::SocketMatch { .. } => true,
             };
             if !there {
                 return Ok(false);
@@ -165,7 +248,7 @@ impl Keeper {
     async fn lock_instance(&self) -> Result<Lock> {
         let marks: Vec<u32> = self.needs.iter().filter_map(|need| need.mark).collect();
         for table in INSTANCE_TABLES.filter(|table| !marks.contains(table)) {
-            if let Some(lock) = owner::try_lock(table)?
+            if let Some(lock) = owner::try_lock(table).await?
                 && self.kernel.foreigner(table).await?.is_none()
             {
                 return Ok(lock);
@@ -178,13 +261,17 @@ impl Keeper {
         )
     }
 
-    async fn put_in(&self, need: &Need, table: u32) -> io::Result<()> {
+    async fn put_in(&mut self, need: &Need, table: u32) -> io::Result<()> {
         for step in need.steps(table) {
             match &step {
                 Step::Route(route) => self.kernel.add_route(route).await?,
                 Step::Rule(rule) => self.kernel.add_rule(rule).await?,
                 Step::SocketMatch { table, mark } => nft::add_socket_match(*table, *mark)?,
-                Step::FwmarkAccept => set_fwmark_accept()?,
+                Step::FwmarkAccept => self.accept |= accept::turn_on(&self.kernel, table).await?,
+                Step::MarkGuard => nft::add_guard()?,
+            }
+            if !self.steps.contains(&step) {
+                self.steps.push(step);
             }
         }
         Ok(())
@@ -201,30 +288,20 @@ impl Keeper {
     }
 }
 
-/// Takes away all of ours in `table`, the socket match too `with_nft`: merely to ask for it makes
+/// Takes away all of ours in `table`, what is in nftables too `with_nft`: merely to ask for it makes
 /// the kernel load nf_tables. True if there was anything.
 pub async fn clear(kernel: &Kernel, table: u32, with_nft: bool) -> io::Result<bool> {
+    let needs_accept = kernel.has_route(&accept::marker(table)).await?;
+    let _lock = match needs_accept {
+        true => Some(accept::lock().await?),
+        false => None,
+    };
     // The rules go last: by them a leftover is recognised.
     let name = nft::table_name(table);
     let nft = with_nft && nft::has_table(&name)? && nft::remove_table(&name)?;
-    Ok(kernel.clear(table).await? | nft)
-}
-
-/// True if accepted connections inherit the mark of the SYN.
-pub fn fwmark_accept() -> bool {
-    fs::read_to_string(FWMARK_ACCEPT).is_ok_and(|text| text.trim() == "1")
-}
-
-fn set_fwmark_accept() -> io::Result<()> {
-    if fwmark_accept() {
-        return Ok(());
+    let found = kernel.clear(table).await? | nft;
+    if needs_accept {
+        accept::put_back(kernel, with_nft).await?;
     }
-    fs::write(FWMARK_ACCEPT, "1").map_err(|e| {
-        let hint = "set it by `sysctl -w net.ipv4.tcp_fwmark_accept=1`; a unit with \
-                    ProtectKernelTunables=yes cannot";
-        io::Error::new(
-            e.kind(),
-            format!("cannot write {FWMARK_ACCEPT} ({e}): {hint}"),
-        )
-    })
+    Ok(found)
 }

@@ -6,13 +6,18 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use futures_util::stream::Stream;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType,
+};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Error, Handle, IpVersion};
 
+use super::accept;
 use super::family::Family;
-use super::message::{Answer, PROTOCOL, is_ours, is_same, route_table, rule_table};
+use super::message::{Answer, PROTOCOL, is_ours, is_same, looks_at_marks, route_table, rule_table};
 use super::plan::{Place, Question, Route, Rule};
 
 /// A netlink connection to the kernel's routing. Needs a tokio runtime.
@@ -47,7 +52,11 @@ impl Kernel {
     }
 
     /// Where `target` is, and by which interface it is reached if it is not on this host.
+    /// The unspecified address stands for all addresses of this host.
     pub async fn locate(&self, target: IpAddr) -> io::Result<(Place, Option<u32>)> {
+        if target.is_unspecified() {
+            return Ok((Place::Own, None));
+        }
         if target.is_loopback() {
             return Ok((Place::Loopback, None));
         }
@@ -64,6 +73,34 @@ impl Kernel {
             Some(answer) => (Place::Behind, answer.interface),
             None => (Place::Behind, None),
         })
+    }
+
+    /// True if nothing that this host knows of holds the address: not itself, and no network but
+    /// those that lead to the internet at large. Routes such as a VPN's 0.0.0.0/1 and a provider's
+    /// 2000::/3 name no network of somebody's; one that throws packets away is about its network.
+    pub async fn is_nobodys(&self, ip: IpAddr) -> io::Result<bool> {
+        const AT_LARGE: u8 = 7;
+        let mut question = Question {
+            family: Family::of(ip),
+            from: None,
+            to: ip,
+            mark: None,
+            arrives_on: None,
+            udp_source_port: None,
+        }
+        .message();
+        question.header.flags |= RouteFlags::FibMatch;
+        match collect(self.0.route().get(question).execute()).await {
+            Ok(routes) => Ok(routes.first().is_none_or(|route| {
+                route.header.kind == RouteType::Unicast
+                    && route.header.destination_prefix_length <= AT_LARGE
+            })),
+            Err(e) if is_no_route(&e) => Ok(!matches!(
+                e.raw_os_error(),
+                Some(libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
+            )),
+            Err(e) => Err(e),
+        }
     }
 
     /// True if the interface is a bridge, such as containers are attached to.
@@ -158,8 +195,37 @@ impl Kernel {
         let wanted = route.message();
         let routes = self.routes(route.family, route.table).await?;
         Ok(routes.iter().any(|found| {
-            found.header.kind == wanted.header.kind && found.header.destination_prefix_length == 0
+            found.header.kind == wanted.header.kind
+                && found.header.destination_prefix_length == 0
+                && route.metric.is_none_or(|metric| has_metric(found, metric))
         }))
+    }
+
+    /// Takes a route of ours away; none is fine.
+    pub async fn remove_route(&self, route: &Route) -> io::Result<()> {
+        let gone = self.0.route().del(route.message()).execute().await;
+        tolerate(gone, &[libc::ESRCH])
+    }
+
+    /// True if one of us turned `tcp_fwmark_accept` on, and needs it still.
+    pub async fn is_accept_ours(&self) -> io::Result<bool> {
+        let routes = self.all_routes(Family::V4, None).await?;
+        let is_marker = |route: &RouteMessage| {
+            route.header.protocol == PROTOCOL
+                && route.header.kind == RouteType::Local
+                && has_metric(route, accept::MARKER_METRIC)
+        };
+        Ok(routes.iter().any(is_marker))
+    }
+
+    /// Rules of other programs that look at marks.
+    pub async fn foreign_mark_rules(&self) -> io::Result<Vec<RuleMessage>> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            found.extend(self.rules(family).await?);
+        }
+        found.retain(|rule| looks_at_marks(rule) && !is_ours(rule));
+        Ok(found)
     }
 
     /// True if a rule of ours sends marked packets to `table`.
@@ -175,6 +241,24 @@ impl Kernel {
             }
         }
         Ok(false)
+    }
+
+    /// The addresses of all interfaces, each with the network that it is in.
+    pub async fn addresses(&self) -> io::Result<Vec<(IpAddr, IpNet)>> {
+        let addresses = collect(self.0.address().get().execute()).await?;
+        Ok(addresses.iter().filter_map(own_address).collect())
+    }
+
+    /// The destinations of all routes of the type broadcast: binding to them gives a socket
+    /// another address.
+    pub async fn broadcasts(&self) -> io::Result<Vec<IpNet>> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = Family::V4.number();
+        filter.header.kind = RouteType::Broadcast;
+        let mut routes = collect(self.0.route().get(filter).execute()).await?;
+        // Kernels before 4.20 ignore the filter.
+        routes.retain(|route| route.header.kind == RouteType::Broadcast);
+        Ok(routes.iter().filter_map(destination).collect())
     }
 
     /// The tables that rules or routes with our number use, each once.
@@ -227,6 +311,36 @@ impl Kernel {
         }
         Ok(found)
     }
+}
+
+/// On a point-to-point link the network is that of the other end (IFA_ADDRESS, rtnetlink(7)).
+fn own_address(message: &AddressMessage) -> Option<(IpAddr, IpNet)> {
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    let there = find(|a| match a {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    let here = find(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let own = here.or(there)?;
+    let network = IpNet::new(there.unwrap_or(own), message.header.prefix_len).ok()?;
+    Some((own, network))
+}
+
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let ip = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        _ => None,
+    });
+    IpNet::new(ip?, route.header.destination_prefix_length).ok()
+}
+
+fn has_metric(route: &RouteMessage, metric: u32) -> bool {
+    route.attributes.contains(&RouteAttribute::Priority(metric))
 }
 
 async fn collect<T>(answers: impl Stream<Item = Result<T, Error>>) -> io::Result<Vec<T>> {

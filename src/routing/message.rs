@@ -87,6 +87,15 @@ pub fn rule_table(rule: &RuleMessage) -> u32 {
     wide.unwrap_or(rule.header.table.into())
 }
 
+/// True if the rule looks at marks.
+pub fn looks_at_marks(rule: &RuleMessage) -> bool {
+    let of_mark = |a: &RuleAttribute| {
+        matches!(a, RuleAttribute::FwMark(_))
+            || matches!(a, RuleAttribute::FwMask(mask) if *mask != 0)
+    };
+    rule.attributes.iter().any(of_mark)
+}
+
 /// The table a route stands in.
 pub fn route_table(route: &RouteMessage) -> u32 {
     let wide = route.attributes.iter().find_map(|a| match a {
@@ -190,6 +199,8 @@ impl Route {
         ];
         let source = self.source.map(address).map(RouteAttribute::PrefSource);
         message.attributes.extend(source);
+        let metric = self.metric.map(RouteAttribute::Priority);
+        message.attributes.extend(metric);
         message
     }
 }

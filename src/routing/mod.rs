@@ -3,15 +3,17 @@
 //! The backend answers to the client's address, which is not ours. `survey` looks where the
 //! targets are, `plan` says what each needs so that the kernel delivers the answers here, `keeper`
 //! puts in what is missing (through `kernel` and `nft`, by netlink), `watch` puts it back when
-//! another program took it away. `owner` tells our rules from everybody else's.
+//! another program took it away. `owner` tells our rules from everybody else's. `accept` sees to
+//! the one sysctl, and to other programs' connections while it is on.
 //!
 //! ```text
-//! settings ─▶ survey ─▶ plan (data) ─▶ keeper ─▶ kernel, message        rules and routes
+//! targets ──▶ survey ─▶ plan (data) ─▶ keeper ─▶ kernel, message        rules and routes
 //!                                      │  ▲   └▶ nft, nfnetlink          the socket match
 //!                                      ▼  └─ watch                       puts it back
 //!                                    marks ─▶ whoever opens upstream sockets
 //! ```
 
+pub(crate) mod accept;
 pub(crate) mod bound;
 mod command;
 pub(crate) mod family;
@@ -24,23 +26,25 @@ pub(crate) mod nft;
 pub(crate) mod owner;
 pub(crate) mod plan;
 mod show;
+pub(crate) mod stranger;
 pub(crate) mod survey;
 mod switch;
-mod watch;
+mod unix_diag;
+pub(crate) mod watch;
 
 pub use marks::Marks;
 pub use switch::command;
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use crate::config::{Routing, Settings};
+use crate::config::{RouteTarget, Routing};
 use family::Family;
 use keeper::{Keeper, Outcome};
 use kernel::Kernel;
@@ -50,23 +54,35 @@ use plan::{Need, Way};
 /// The routing of a running proxy; what it put in stays until `remove`.
 #[must_use = "call remove() at exit"]
 pub struct Installed {
-    marks: Arc<Marks>,
     restored: Arc<AtomicU64>,
     watcher: Option<JoinHandle<()>>,
-    stop: tokio::sync::oneshot::Sender<()>,
+    handle: Handle,
+    stop: oneshot::Sender<()>,
+}
+
+/// What a reload asks of the routing.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    marks: Arc<Marks>,
+    /// `None` where nobody keeps the routing.
+    orders: Option<mpsc::Sender<watch::Order>>,
 }
 
 /// Puts in what is missing for the targets and says so in the log, then keeps watch over it.
-/// With `-routing off` it only looks which marks are asked for.
+/// With [`Routing::Off`] it only looks which marks are asked for.
 ///
 /// What cannot be put in is a loud warning, not an error: the routing may come later, or by hand.
 /// Fails when `-routing-mode` does not fit the targets.
-pub async fn install(settings: &Settings) -> Result<Installed> {
-    let (stop, stopped) = tokio::sync::oneshot::channel();
+pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Installed> {
+    let (stop, stopped) = oneshot::channel();
+    let marks = Arc::new(Marks::default());
     let mut installed = Installed {
-        marks: Arc::new(Marks::new(settings)),
         restored: Arc::default(),
         watcher: None,
+        handle: Handle {
+            marks: Arc::clone(&marks),
+            orders: None,
+        },
         stop,
     };
     let kernel = match Kernel::connect() {
@@ -76,27 +92,29 @@ pub async fn install(settings: &Settings) -> Result<Installed> {
             return Ok(installed);
         }
     };
-    let needs = survey::needs(&kernel, settings).await?;
+    let needs = survey::needs(&kernel, targets).await?;
     let mut keeper = Keeper::new(kernel, needs, None);
-    if settings.routing == Routing::Off {
-        installed.marks.look(&keeper).await;
+    if routing == Routing::Off {
+        marks.look(&keeper).await;
         return Ok(installed);
     }
     clean_leftovers(&keeper.kernel).await;
     match keeper.ensure().await {
         Ok(outcomes) => {
-            installed.marks.set(&keeper.needs, &outcomes);
+            marks.set(&keeper.needs, &outcomes);
             for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
                 say(need, outcome);
             }
         }
         Err(e) => warn!("routing: {e:#}"),
     }
-    let (marks, restored) = (installed.marks.clone(), installed.restored.clone());
-    let settings = settings.clone();
+    let restored = Arc::clone(&installed.restored);
+    let targets = targets.to_vec();
+    let (sender, mut orders) = mpsc::channel(1);
+    installed.handle.orders = Some(sender);
     installed.watcher = Some(tokio::spawn(async move {
         tokio::select! {
-            () = watch::watch(&mut keeper, &settings, &marks, restored) => {}
+            () = watch::watch(&mut keeper, targets, &mut orders, &marks, restored) => {}
             _ = stopped => {}
         }
         if let Err(e) = keeper.clear().await {
@@ -107,14 +125,9 @@ pub async fn install(settings: &Settings) -> Result<Installed> {
 }
 
 impl Installed {
-    /// The mark that an upstream socket to `target` must carry, when the user gave none.
-    pub fn mark(&self, target: IpAddr) -> Option<u32> {
-        self.marks.of(target)
-    }
-
-    /// As `mark`, to keep beside the connections.
-    pub fn marks(&self) -> Arc<Marks> {
-        self.marks.clone()
+    /// For those who open sockets, and for reloads.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// How often the way back of a target was put back after another program removed it.
@@ -131,11 +144,48 @@ impl Installed {
     }
 }
 
+impl Handle {
+    /// The marks of upstream sockets.
+    pub fn marks(&self) -> Arc<Marks> {
+        Arc::clone(&self.marks)
+    }
+
+    /// Whether there is a way for each of these targets. Fails when a `-routing-mode` does not fit.
+    pub async fn check(&self, targets: &[RouteTarget]) -> Result<()> {
+        let Ok(kernel) = Kernel::connect() else {
+            return Ok(());
+        };
+        survey::needs(&kernel, targets).await.map(|_| ())
+    }
+
+    /// Keeps the routing of these targets from now on, and no other; returns when it is in place.
+    /// What cannot be put in is a warning, as at start.
+    pub async fn keep(&self, targets: Vec<RouteTarget>) {
+        let Some(orders) = &self.orders else {
+            return self.look(&targets).await;
+        };
+        let (done, is_done) = oneshot::channel();
+        if orders.send(watch::Order { targets, done }).await.is_ok() {
+            let _ = is_done.await;
+        }
+    }
+
+    /// Only looks which marks these targets need, as with [`Routing::Off`] at start.
+    async fn look(&self, targets: &[RouteTarget]) {
+        let Ok(kernel) = Kernel::connect() else {
+            return;
+        };
+        if let Ok(needs) = survey::needs(&kernel, targets).await {
+            self.marks.look(&Keeper::new(kernel, needs, None)).await;
+        }
+    }
+}
+
 /// Takes away what instances killed by SIGKILL left behind.
 async fn clean_leftovers(kernel: &Kernel) {
     let tables = kernel.own_tables().await.unwrap_or_default();
     for table in tables.into_iter().filter(|t| INSTANCE_TABLES.contains(t)) {
-        let Ok(Some(_lock)) = owner::try_lock(table) else {
+        let Ok(Some(_lock)) = owner::try_lock(table).await else {
             continue;
         };
         let with_nft = kernel.has_mark_rule(table).await.unwrap_or(false);

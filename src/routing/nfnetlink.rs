@@ -84,6 +84,25 @@ pub fn ask(request: NfTablesMessage) -> io::Result<()> {
     }
 }
 
+/// Asks for one thing of a table of this family; fails with ENOENT when there is none.
+pub fn get(family: NetfilterProtoFamily, request: NfTablesMessage) -> io::Result<NfTablesMessage> {
+    let socket = open()?;
+    let header = NetfilterHeader::new(family, 0, 0);
+    socket.send(&encode(header, request.into(), 0, 0), 0)?;
+    loop {
+        for message in receive(&socket)? {
+            match message.payload {
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(NetfilterMessage {
+                    inner: NetfilterMessageInner::NfTables(message),
+                    ..
+                }) => return Ok(message),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Asks for a list.
 pub fn dump(
     family: NetfilterProtoFamily,

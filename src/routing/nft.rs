@@ -1,11 +1,11 @@
-//! nftables by netlink: the table of the socket match.
+//! nftables by netlink: the table of the socket match, and the guard of other programs' marks.
 
 use std::io;
 
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate, InetHookNumber,
-    Meta, MetaKey, NfTablesMessage, Operator, Register, RuleAttribute, RuleMessage, TableAttribute,
-    TableMessage, Verdict, VerdictAttribute,
+    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate,
+    InetHookNumber, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute,
+    RuleMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
 };
 use rtnetlink::packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 
@@ -13,6 +13,12 @@ use super::nfnetlink::{ask, commit};
 
 /// `priority mangle`, as the kernel counts.
 const MANGLE: i32 = -150;
+
+/// Behind all filters, which may look at the mark.
+const LAST: i32 = 400;
+
+/// The table of the guard, one for all instances.
+pub const GUARD: &str = "realpeer_marks";
 
 /// The name of the nft table that goes with a routing table.
 pub fn table_name(table: u32) -> String {
@@ -34,7 +40,24 @@ pub fn add_socket_match(table: u32, mark: u32) -> io::Result<()> {
             NLM_F_CREATE,
         ),
     ];
-    match commit(batch) {
+    tolerate_existing(commit(batch))
+}
+
+/// Puts in the guard: SYNs that arrive by a wire lose their mark. One that is there is left alone.
+pub fn add_guard() -> io::Result<()> {
+    let batch = vec![
+        (new_table(GUARD), NLM_F_CREATE | NLM_F_EXCL),
+        (
+            new_chain(GUARD, "input", InetHookNumber::LocalIn, LAST),
+            NLM_F_CREATE,
+        ),
+        (new_rule(GUARD, "input", take_mark_off()), NLM_F_CREATE),
+    ];
+    tolerate_existing(commit(batch))
+}
+
+fn tolerate_existing(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other,
     }
@@ -129,11 +152,55 @@ fn socket_match(mark: u32) -> Vec<Expressions> {
     ]
 }
 
+/// `iif != lo tcp flags & (syn|ack) == syn meta mark set 0`.
+fn take_mark_off() -> Vec<Expressions> {
+    const LOOPBACK: u32 = 1;
+    const TRANSPORT_HEADER: u32 = 2;
+    const FLAGS: u32 = 13;
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    let load_meta = |key| {
+        Expressions::Meta(vec![
+            Meta::Key(key),
+            Meta::DestinationRegister(Register::Reg1),
+        ])
+    };
+    vec![
+        load_meta(MetaKey::Iif),
+        compare(Operator::NotEqual, &LOOPBACK.to_ne_bytes()),
+        load_meta(MetaKey::L4Proto),
+        equals(&[libc::IPPROTO_TCP as u8]),
+        Expressions::Payload(vec![
+            Payload::DestinationRegister(Register::Reg1),
+            Payload::Base(TRANSPORT_HEADER),
+            Payload::Offset(FLAGS),
+            Payload::Len(1),
+        ]),
+        Expressions::Bitwise(vec![
+            Bitwise::SourceRegister(Register::Reg1),
+            Bitwise::DestinationRegister(Register::Reg1),
+            Bitwise::Length(1),
+            Bitwise::Mask(DataAttribute::Value(vec![SYN | ACK])),
+            Bitwise::Xor(DataAttribute::Value(vec![0])),
+        ]),
+        equals(&[SYN]),
+        load(Register::Reg1, DataAttribute::Value(vec![0; 4])),
+        Expressions::Meta(vec![
+            Meta::Key(MetaKey::Mark),
+            Meta::SourceRegister(Register::Reg1),
+        ]),
+    ]
+}
+
 /// Goes on only if register 1 holds `value`.
 pub fn equals(value: &[u8]) -> Expressions {
+    compare(Operator::Equal, value)
+}
+
+fn compare(operator: Operator, value: &[u8]) -> Expressions {
     Expressions::Cmp(vec![
         Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(Operator::Equal),
+        Cmp::Op(operator),
         Cmp::Data(DataAttribute::Value(value.to_vec())),
     ])
 }

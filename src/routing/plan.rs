@@ -53,8 +53,10 @@ pub struct Need {
 pub enum Step {
     /// A routing table's only route.
     Route(Route),
-    /// `net.ipv4.tcp_fwmark_accept=1`, which counts for IPv6 too. It may stay when all else goes.
+    /// `net.ipv4.tcp_fwmark_accept=1`, which counts for IPv6 too.
     FwmarkAccept,
+    /// An nft table that keeps other programs' connections from inheriting marks by that.
+    MarkGuard,
     /// An nft table of ours that marks what arrives for transparent sockets.
     SocketMatch { table: u32, mark: u32 },
     /// A policy rule.
@@ -92,6 +94,8 @@ pub struct Route {
     pub table: u32,
     /// The source for senders that have not chosen one.
     pub source: Option<IpAddr>,
+    /// Its metric, by which routes to the same destination differ; `None` for the kernel's default.
+    pub metric: Option<u32>,
 }
 
 /// A packet whose way is asked for.
@@ -138,6 +142,7 @@ impl Need {
                 family,
                 table,
                 source,
+                metric: None,
             })
         };
         match self.way {
@@ -242,7 +247,7 @@ mod tests {
             way: Way::Socket,
             mark: Some(5),
             wildcard: false,
-            stranger: Family::V4.strangers()[0],
+            stranger: [198, 18, 0, 1].into(),
         };
         let rule = Step::Rule(Rule {
             family: Family::V4,

@@ -1,6 +1,4 @@
-//! From the settings and the state of this host to what its targets need.
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+//! From targets and the state of this host to what they need.
 
 use anyhow::{Context, Result, bail};
 
@@ -8,32 +6,30 @@ use super::bound;
 use super::family::Family;
 use super::kernel::Kernel;
 use super::plan::{self, Need, Place, Way};
-use crate::config::{Protocol, RoutingMode, Settings};
+use super::stranger;
+use crate::config::{Protocol, RouteTarget, RoutingMode};
 
-/// What the targets of `settings` need, IPv4 first.
-/// Fails when `-routing-mode` cannot work for a target that was given.
-pub async fn needs(kernel: &Kernel, settings: &Settings) -> Result<Vec<Need>> {
-    let targets = &settings.targets;
+/// What these targets need.
+/// Fails when a `-routing-mode` cannot work for a target that was given.
+pub async fn needs(kernel: &Kernel, targets: &[RouteTarget]) -> Result<Vec<Need>> {
     let mut needs = Vec::new();
-    for (target, given) in [
-        (SocketAddr::V4(targets.v4), targets.v4_given),
-        (SocketAddr::V6(targets.v6), targets.v6_given),
-    ] {
-        needs.push(need(kernel, settings, target, given).await?);
-    }
-    if settings.dynamic_destination && settings.protocol == Protocol::Tcp {
-        needs.extend(anywhere(settings));
+    for target in targets {
+        needs.push(need(kernel, target).await?);
     }
     Ok(needs)
 }
 
-async fn need(
-    kernel: &Kernel,
-    settings: &Settings,
-    target: SocketAddr,
-    given: bool,
-) -> Result<Need> {
-    let protocol = settings.protocol;
+async fn need(kernel: &Kernel, route: &RouteTarget) -> Result<Need> {
+    let RouteTarget {
+        target,
+        given,
+        protocol,
+        mark,
+        mode,
+    } = *route;
+    if target.ip().is_unspecified() && target.port() == 0 {
+        return anywhere(kernel, route).await;
+    }
     let (place, _) = kernel
         .locate(target.ip())
         .await
@@ -41,7 +37,7 @@ async fn need(
     let udp = protocol == Protocol::Udp && place != Place::Behind;
     let wildcard = udp && bound::is_wildcard(&bound::bound(protocol), target);
     let auto = plan::choose(protocol, place, wildcard);
-    let way = match by_hand(settings.routing_mode) {
+    let way = match by_hand(mode) {
         None => auto,
         Some(way) if fits(way, protocol, place) => way,
         Some(_) if !given => auto,
@@ -51,32 +47,23 @@ async fn need(
         target,
         given,
         way,
-        mark: settings.mark,
+        mark,
         wildcard: wildcard && way == Way::UdpPort,
-        stranger: stranger(Family::of(target.ip())),
+        stranger: stranger::draw(kernel, Family::of(target.ip())).await?,
     })
 }
 
-/// With `-dynamic-destination` the header may name any address of this host.
-fn anywhere(settings: &Settings) -> impl Iterator<Item = Need> {
-    let nobody: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    nobody.into_iter().map(|ip| Need {
-        target: SocketAddr::new(ip, 0),
+/// Any address of this host, which is how `-dynamic-destination` asks.
+async fn anywhere(kernel: &Kernel, route: &RouteTarget) -> Result<Need> {
+    let family = Family::of(route.target.ip());
+    Ok(Need {
+        target: route.target,
         given: false,
         way: Way::Mark,
-        mark: settings.mark,
+        mark: route.mark,
         wildcard: true,
-        stranger: stranger(Family::of(ip)),
+        stranger: stranger::draw(kernel, family).await?,
     })
-}
-
-/// Only an address of this host can be bound.
-fn stranger(family: Family) -> IpAddr {
-    let candidates = family.strangers();
-    let foreign = candidates
-        .iter()
-        .find(|ip| UdpSocket::bind((**ip, 0)).is_err());
-    *foreign.unwrap_or(&candidates[0])
 }
 
 fn by_hand(mode: RoutingMode) -> Option<Way> {

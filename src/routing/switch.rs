@@ -4,46 +4,46 @@ use anyhow::{Context, Result, bail};
 
 use super::keeper::{self, Keeper, Outcome};
 use super::kernel::Kernel;
-use super::owner::{self, SWITCH_TABLE};
+use super::owner::{self, INSTANCE_TABLES, SWITCH_TABLE};
 use super::{caution, explain, is_excused, show, survey};
 use crate::cli::{RoutingAction, ShowAs};
-use crate::config::Settings;
+use crate::config::{Config, RouteTarget};
+use crate::output::{complain, print};
 
 /// `realpeer routing up|down|show`.
-pub fn command(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
+pub fn command(action: RoutingAction, show_as: ShowAs, config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(run(action, show_as, settings))
+    runtime.block_on(run(action, show_as, &config.route_targets()))
 }
 
-async fn run(action: RoutingAction, show_as: ShowAs, settings: &Settings) -> Result<()> {
+async fn run(action: RoutingAction, show_as: ShowAs, targets: &[RouteTarget]) -> Result<()> {
     let kernel = Kernel::connect()?;
     match action {
-        RoutingAction::Up => up(kernel, settings).await,
+        RoutingAction::Up => up(kernel, targets).await,
         RoutingAction::Down => down(&kernel).await,
         RoutingAction::Show => {
-            let needs = survey::needs(&kernel, settings).await?;
+            let needs = survey::needs(&kernel, targets).await?;
             let keeper = Keeper::new(kernel, needs, None);
             let text = match show_as {
                 ShowAs::Table => show::table(&keeper).await?,
                 ShowAs::Commands => show::commands(&keeper).await?,
             };
-            print!("{text}");
-            Ok(())
+            Ok(print(text)?)
         }
     }
 }
 
-async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
+async fn up(kernel: Kernel, targets: &[RouteTarget]) -> Result<()> {
     let lock = owner::lock(SWITCH_TABLE).await?;
     if kernel.foreigner(SWITCH_TABLE).await?.is_some() {
         bail!(
             "another program uses routing table {SWITCH_TABLE}; see `ip route show table {SWITCH_TABLE}` and `ip rule`"
         );
     }
-    let needs = survey::needs(&kernel, settings).await?;
+    let needs = survey::needs(&kernel, targets).await?;
     if needs.iter().any(|need| need.collides(SWITCH_TABLE)) {
         bail!(
             "-mark {SWITCH_TABLE} is the mark that `routing up` gives to replies: choose another"
@@ -54,17 +54,18 @@ async fn up(kernel: Kernel, settings: &Settings) -> Result<()> {
     let mut failed = None;
     for (need, outcome) in keeper.needs.iter().zip(outcomes) {
         match outcome {
-            Outcome::InPlace(_) => println!("{}: in place", need.target),
-            Outcome::PutIn(table) => {
-                println!("{}: put in ({} way, table {table})", need.target, need.way)
-            }
+            Outcome::InPlace(_) => print(format_args!("{}: in place\n", need.target))?,
+            Outcome::PutIn(table) => print(format_args!(
+                "{}: put in ({} way, table {table})\n",
+                need.target, need.way
+            ))?,
             Outcome::Failed(e) if is_excused(need, &e) => {
-                println!("{}: left out ({e})", need.target)
+                print(format_args!("{}: left out ({e})\n", need.target))?;
             }
             Outcome::Failed(e) => failed = Some(explain(need, &e)),
         }
         if let Some(caution) = caution(need) {
-            eprintln!("warning: {caution}");
+            complain(format_args!("warning: {caution}"));
         }
     }
     failed.map_or(Ok(()), |message| bail!("{message}"))
@@ -75,13 +76,20 @@ async fn down(kernel: &Kernel) -> Result<()> {
     let found = keeper::clear(kernel, SWITCH_TABLE, true).await.context(
         "cannot take the rules of `realpeer routing up` away (it needs CAP_NET_ADMIN: run it as root)",
     )?;
-    println!(
-        "{}",
-        if found {
-            "taken away"
-        } else {
-            "nothing was in place"
-        }
-    );
-    Ok(())
+    let mut said = String::from(match found {
+        true => "taken away\n",
+        false => "nothing of `realpeer routing up` was in place\n",
+    });
+    let tables = kernel.own_tables().await?;
+    for table in tables.into_iter().filter(|t| INSTANCE_TABLES.contains(t)) {
+        said += &match owner::holder(table) {
+            Some(pid) => {
+                format!("table {table} stays until realpeer (process {pid}), which uses it, ends\n")
+            }
+            None => format!(
+                "table {table} was left behind by a killed realpeer; the next start takes it away\n"
+            ),
+        };
+    }
+    Ok(print(said)?)
 }

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::keeper::Outcome;
 use super::plan::Way;
 use super::{Keeper, Marks, explain, say, survey};
-use crate::config::Settings;
+use crate::config::RouteTarget;
 
 /// Changes come in bursts; look once they are over, or almost.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -26,22 +27,32 @@ const LOOK_ANYWAY: Duration = Duration::from_secs(30);
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Looks after the routing until it is dropped. `restored` counts the repairs.
+/// Looks after the routing of the targets until it is dropped. `orders` brings other targets;
+/// `restored` counts the repairs.
 pub async fn watch(
     keeper: &mut Keeper,
-    settings: &Settings,
+    mut targets: Vec<RouteTarget>,
+    orders: &mut mpsc::Receiver<Order>,
     marks: &Marks,
     restored: Arc<AtomicU64>,
 ) {
     let nft = keeper.needs.iter().any(|need| need.way == Way::Socket);
-    let mut changes = Changes::open(nft);
+    let mut changes = Changes::open(nft || keeper.has_nft());
     let mut pause = Pause::new();
     loop {
-        changes.wait().await;
-        pause.over().await;
+        tokio::select! {
+            () = async { changes.wait().await; pause.over().await } => {}
+            Some(order) = orders.recv() => {
+                targets = order.targets;
+                follow(keeper, &targets, marks).await;
+                changes.hear_nft(keeper.has_nft());
+                let _ = order.done.send(());
+                continue;
+            }
+        }
         // An address, a container or a UDP backend may have come since, and with it another way.
         let before: Vec<Way> = keeper.needs.iter().map(|need| need.way).collect();
-        if let Ok(needs) = survey::needs(&keeper.kernel, settings).await {
+        if let Ok(needs) = survey::needs(&keeper.kernel, &targets).await {
             keeper.needs = needs;
         }
         let outcomes = match keeper.ensure().await {
@@ -52,6 +63,7 @@ pub async fn watch(
                 continue;
             }
         };
+        changes.hear_nft(keeper.has_nft());
         marks.set(&keeper.needs, &outcomes);
         for ((need, outcome), before) in keeper.needs.iter().zip(&outcomes).zip(before) {
             match outcome {
@@ -71,6 +83,35 @@ pub async fn watch(
         if outcomes.iter().any(|o| matches!(o, Outcome::PutIn(_))) {
             pause.lengthen();
         }
+    }
+}
+
+/// Other targets than before, after a reload.
+#[derive(Debug)]
+pub struct Order {
+    /// All that there are from now on.
+    pub targets: Vec<RouteTarget>,
+    /// Told when the routing is as they need it.
+    pub done: oneshot::Sender<()>,
+}
+
+/// Puts in what the new targets need, and takes away what none needs any more.
+async fn follow(keeper: &mut Keeper, targets: &[RouteTarget], marks: &Marks) {
+    match survey::needs(&keeper.kernel, targets).await {
+        Ok(needs) => keeper.needs = needs,
+        Err(e) => return warn!("routing: {e:#}"),
+    }
+    match keeper.ensure().await {
+        Ok(outcomes) => {
+            marks.set(&keeper.needs, &outcomes);
+            for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
+                say(need, outcome);
+            }
+        }
+        Err(e) => warn!("routing: {e:#}"),
+    }
+    if let Err(e) = keeper.take_away_unneeded().await {
+        warn!("routing: cannot take away what no target needs any more: {e}");
     }
 }
 
@@ -113,18 +154,20 @@ impl Changes {
         // linux/rtnetlink.h: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR,
         // IPV6_ROUTE, IPV6_RULE
         let routes = subscribe(NETLINK_ROUTE, &[1, 5, 7, 8, 9, 11, 19]);
-        // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN, and makes the kernel
-        // load nf_tables, which a host without nft rules is spared.
-        let nft = with_nft
-            .then(|| subscribe(NETLINK_NETFILTER, &[7]))
-            .transpose();
-        let errors = [routes.as_ref().err(), nft.as_ref().err()];
-        for error in errors.into_iter().flatten() {
-            debug!("routing: cannot hear of changes, looking twice a minute instead: {error}");
-        }
-        Changes {
-            routes: routes.ok(),
-            nft: nft.ok().flatten(),
+        let mut changes = Changes {
+            routes: or_told(routes),
+            nft: None,
+        };
+        changes.hear_nft(with_nft);
+        changes
+    }
+
+    /// Hears of changes in nftables from now on, if something of ours is there.
+    fn hear_nft(&mut self, with_nft: bool) {
+        if with_nft && self.nft.is_none() {
+            // linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; needs CAP_NET_ADMIN, and makes the
+            // kernel load nf_tables, which a host without nft rules is spared.
+            self.nft = or_told(subscribe(NETLINK_NETFILTER, &[7]));
         }
     }
 
@@ -147,11 +190,19 @@ impl Changes {
     }
 }
 
-fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
+/// A socket that hears what the kernel announces to these groups.
+pub fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(protocol)?;
     let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
     socket.socket_mut().bind(&SocketAddr::new(0, mask))?;
     Ok(socket)
+}
+
+fn or_told(socket: io::Result<TokioSocket>) -> Option<TokioSocket> {
+    if let Err(error) = &socket {
+        debug!("routing: cannot hear of changes, looking twice a minute instead: {error}");
+    }
+    socket.ok()
 }
 
 async fn heard(socket: &mut Option<TokioSocket>) {

@@ -94,7 +94,7 @@ impl Batch {
         &self.bytes
     }
 
-    /// Receives what waits on a socket, `most` messages and what fits at most, and tells how many
+    /// Receives what waits on a socket, `most` messages and what fits at most, and returns how many
     /// came. `WouldBlock` means none.
     pub fn receive(&mut self, socket: impl AsFd, most: usize) -> io::Result<usize> {
         let first = self.received.len();
@@ -155,7 +155,7 @@ pub struct Message<'a> {
     pub segment: Option<u16>,
 }
 
-/// Sends messages, `BATCH` at most, and tells how many the kernel took. An error is about the
+/// Sends messages, `BATCH` at most, and returns how many the kernel took. An error is about the
 /// first one, or about what was sent before it (an ICMP error of a connected socket).
 pub fn send<'a>(
     socket: impl AsFd,
@@ -307,7 +307,7 @@ unsafe fn name(header: &libc::msghdr) -> Option<SocketAddr> {
     }
 }
 
-/// Writes the control messages and tells their length.
+/// Writes the control messages and returns their length.
 ///
 /// # Safety
 /// `header` must point to a zeroed control buffer of `CONTROL` bytes.

@@ -6,3 +6,4 @@ pub mod datagram;
 pub mod icmp;
 pub mod interfaces;
 pub mod socket;
+pub mod systemd;

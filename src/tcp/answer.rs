@@ -15,12 +15,13 @@ use crate::upstream::{self, UpstreamError};
 /// An error that the kernel holds back is looked at again so often.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Waits until the connection is there, or fails with what went wrong.
+/// Waits until the connection is there, or fails with what went wrong. Returns the error of one that
+/// was there and is broken already.
 pub async fn wait(
     backend: &Stream,
     client: ClientAddr,
     target: TargetAddr,
-) -> Result<(), UpstreamError> {
+) -> Result<Option<io::Error>, UpstreamError> {
     let rejected = || UpstreamError::Rejected {
         target,
         here: is_local(target.ip()),
@@ -29,31 +30,32 @@ pub async fn wait(
     let _ = icmp::keep_errors(backend, target.ip(), true);
     // A reject of our own host came while connect(2) held the socket: the kernel then keeps the
     // error aside, sends the SYN again a second later, and tells the error only if asked.
-    if backend.take_error().is_err() {
-        return Err(rejected());
+    match backend.take_error() {
+        Ok(()) => {}
+        Err(e) if upstream::had_answered(&e) => return Ok(Some(e)),
+        Err(_) => return Err(rejected()),
     }
+    let mut woken = false;
     loop {
+        // The error of a socket is told once: nobody else may ask here.
         match backend.send(&[]) {
             Ok(_) => break,
+            Err(e) if upstream::had_answered(&e) => return Ok(Some(e)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) if icmp::was_rejected(backend) => return Err(rejected()),
             Err(e) => return Err(upstream::failure(client, target, e)),
         }
-        let woken = std::future::poll_fn(|cx| backend.poll_writable(cx)).await;
-        woken.map_err(|e| upstream::failure(client, target, e))?;
+        // Woken by an error that is none of ours: the reactor would wake us without end.
+        if woken {
+            sleep(PAUSE).await;
+        }
+        let ready = std::future::poll_fn(|cx| backend.poll_writable(cx)).await;
+        ready.map_err(|e| upstream::failure(client, target, e))?;
         if icmp::was_rejected(backend) {
             return Err(rejected());
         }
-        // Woken by an error that is none of ours: the reactor would wake us without end.
-        if is_blocked(backend) {
-            sleep(PAUSE).await;
-        }
+        woken = true;
     }
     let _ = icmp::keep_errors(backend, target.ip(), false);
-    Ok(())
-}
-
-fn is_blocked(backend: &Stream) -> bool {
-    let sent = backend.send(&[]);
-    sent.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+    Ok(None)
 }

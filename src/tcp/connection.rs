@@ -1,4 +1,4 @@
-//! One client's story, top to bottom: header, destination, upstream, relay.
+//! One connection, from start to end: header, destination, upstream, relay.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,31 +7,28 @@ use std::time::Instant;
 use tokio::time::timeout;
 
 use super::answer;
-use super::relay::{self, End, Relay, Side};
+use super::pump;
+use super::relay::{End, Relay, Side};
 use super::stream::Stream;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
+use crate::admission::Trust;
+use crate::client_limits::Permit;
 use crate::header::{self, Claim, Progress, Transport};
-use crate::proxy::{Proxy, Slot};
 use crate::refusal::Refusal;
+use crate::report::Subject;
+use crate::service::{Service, Slot};
 use crate::sessions::{EndedBy, Route};
-use crate::stats::{Count, Stats};
+use crate::stats::Count;
 use crate::sys::interfaces::is_local;
 use crate::upstream::{self, Kind, UpstreamError};
 
 /// Serves an accepted connection to its end.
-pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
+pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr, trust: Trust) {
     let near = match Stream::new(socket) {
         Ok(near) => near,
         Err(error) => {
             let refusal = Refusal::HeaderRead(error);
-            return report(
-                &slot.proxy,
-                &slot.worker().stats,
-                peer,
-                &refusal,
-                None,
-                None,
-            );
+            return slot.report(peer, &refusal, None, None);
         }
     };
     let mut story = Story {
@@ -40,13 +37,14 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
         client: None,
         target: None,
         unique_id: None,
+        permit: None,
         began: Instant::now(),
         opening: true,
         orderly: false,
         slot,
     };
     // Boxed, because it needs room that an open connection should not keep.
-    let opened = Box::pin(story.open()).await;
+    let opened = Box::pin(story.open(trust)).await;
     story.opening = false;
     match opened {
         Ok(mut session) => story.orderly = story.carry(&mut session).await,
@@ -60,6 +58,9 @@ pub async fn serve(slot: Slot, socket: OwnedFd, peer: PeerAddr) {
 /// A connection on its way through, and what is known of it. It may be dropped at any await: so
 /// bans and administrators end sessions.
 struct Story {
+    /// It counts as its client's for as long as it is open. Dropped before `near`, whose end may
+    /// bring the client back at once.
+    permit: Option<Box<Permit>>,
     /// The client, by way of its load balancer.
     near: Stream,
     peer: PeerAddr,
@@ -88,26 +89,40 @@ impl Drop for Story {
 /// Both sides connected.
 struct Session {
     backend: Stream,
-    /// Bytes behind the header that the backend has taken.
+    /// Bytes after the header that the backend has taken.
     sent: usize,
     /// Those that it has not taken yet.
     unsent: Vec<u8>,
     /// Others may wait to be read.
     more: bool,
+    /// The error of a backend that has broken the connection already.
+    gone: Option<io::Error>,
+}
+
+/// A backend that has taken the connection.
+struct Reached {
+    backend: Stream,
+    /// Bytes that it has taken.
+    sent: usize,
+    /// The error by which it has broken the connection already. Bytes of it may wait to be read.
+    gone: Option<io::Error>,
 }
 
 impl Story {
-    async fn open(&mut self) -> Result<Session, Refusal> {
-        let patience = self.proxy().settings.header_timeout;
+    async fn open(&mut self, trust: Trust) -> Result<Session, Refusal> {
+        let patience = self.service().config.header_timeout;
         let Head {
             claim,
             unique_id,
             rest: mut unsent,
             more,
-        } = timeout(patience, read_header(&self.near))
-            .await
-            .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?;
-        let destinations = &self.proxy().destinations;
+        } = match trust {
+            Trust::Itself => Head::none(),
+            Trust::Header => timeout(patience, read_header(&self.near))
+                .await
+                .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?,
+        };
+        let destinations = &self.service().destinations;
         let (claimed, target) = destinations.choose(claim, self.peer)?;
         destinations.refuse_loop(target, is_local)?;
         (self.client, self.target) = (Some(claimed), Some(target));
@@ -116,19 +131,35 @@ impl Story {
         self.slot.introduce(Route {
             client: claimed,
             target,
-            named: matches!(claim, Claim::Client { .. }),
+            named: matches!(claim, Claim::Client { .. }) || trust == Trust::Itself,
         });
-        if let Claim::Client { source, .. } = claim {
-            self.proxy().admission.client(self.peer, source)?;
-        }
-        let (backend, sent) = self.reach(claimed, target, &unsent).await?;
+        self.admit(claim, claimed, trust)?;
+        let Reached {
+            backend,
+            sent,
+            gone,
+        } = self.reach(claimed, target, &unsent).await?;
         unsent.drain(..sent);
         Ok(Session {
             backend,
             sent,
             unsent,
             more,
+            gone,
         })
+    }
+
+    /// Asks the rules about the client.
+    fn admit(&mut self, claim: Claim, client: ClientAddr, trust: Trust) -> Result<(), Refusal> {
+        let admission = &self.service().admission;
+        match (claim, trust) {
+            (Claim::Client { source, .. }, _) => admission.client(self.peer, source)?,
+            (Claim::RealEndpoints, Trust::Itself) => admission.wanted(client)?,
+            // A load balancer's own health checks are not held to what one client may have.
+            (Claim::RealEndpoints, Trust::Header) => return admission.peer_wanted(self.peer),
+        }
+        self.permit = self.service().admit(client)?.map(Box::new);
+        Ok(())
     }
 
     /// Carries bytes both ways; true if both sides came to an orderly end.
@@ -142,13 +173,15 @@ impl Story {
                 session.sent,
                 std::mem::take(&mut session.unsent),
                 session.more,
-            ),
+                session.gone.take(),
+            )
+            .with_idle_timeout(self.service().config.idle_timeout),
             story: self,
             backend,
             end: None,
         };
         let end = (&mut carrying.relay).await;
-        let orderly = matches!(end, End::Closed(_));
+        let orderly = end.is_orderly();
         carrying.end = Some(end);
         orderly
     }
@@ -160,50 +193,67 @@ impl Story {
         client: ClientAddr,
         target: TargetAddr,
         first: &[u8],
-    ) -> Result<(Stream, usize), UpstreamError> {
-        let connecting = upstream::connect(client, target, Kind::Stream, &self.proxy().upstream)?;
+    ) -> Result<Reached, UpstreamError> {
+        let connecting = upstream::connect(client, target, Kind::Stream, &self.service().upstream)?;
         if connecting.port_replaced {
             self.port_replaced(client);
         }
         let failure = |e| upstream::failure(client, target, e);
         let backend = Stream::new(connecting.socket).map_err(failure)?;
-        match backend.send(first) {
-            Ok(sent) => return Ok((backend, sent)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(failure(e)),
-        }
-        let after = self.proxy().settings.connect_timeout;
-        match timeout(after, answer::wait(&backend, client, target)).await {
-            Ok(result) => result?,
-            Err(_) => return Err(UpstreamError::Timeout { target, after }),
-        }
-        Ok((backend, 0))
+        let (sent, gone) = match backend.send(first) {
+            Ok(sent) => (sent, None),
+            Err(e) if upstream::had_answered(&e) => (0, Some(e)),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(failure(e)),
+            Err(_) => {
+                let after = self.service().config.connect_timeout;
+                let waited = timeout(after, answer::wait(&backend, client, target)).await;
+                let timed_out = |_| UpstreamError::Timeout { target, after };
+                (0, waited.map_err(timed_out)??)
+            }
+        };
+        Ok(Reached {
+            backend,
+            sent,
+            gone,
+        })
     }
 
-    fn proxy(&self) -> &Proxy {
-        &self.slot.proxy
+    fn service(&self) -> &Service {
+        &self.slot.service
     }
 
     fn stats(&self, count: Count, n: u64) {
-        self.slot.worker().stats.add(count, n);
+        self.slot.add(count, n);
     }
 
     fn port_replaced(&self, client: ClientAddr) {
         self.stats(Count::PortReplaced, 1);
-        if let Some(held_back) = self.proxy().reporter.due(Count::PortReplaced) {
-            tracing::info!(clientAddr = %client, heldBack = held_back, "the client's port is taken on this host: using a free one");
+        let subject = Subject {
+            reason: None,
+            target: self.target,
+        };
+        if let Some(held_back) = self
+            .service()
+            .record
+            .reporter
+            .due(Count::PortReplaced, subject)
+        {
+            tracing::info!(listener = self.service().label(), clientAddr = %client, heldBack = held_back, "the client's port is taken on this host: using a free one");
         }
     }
 
-    /// Counts and tells a connection that was not refused. Without an `end` of its own, somebody
-    /// made it end.
+    /// Counts and logs a connection that was not refused. Without an `end` of its own, a ban or an
+    /// administrator ended it.
     fn closed(&self, up: u64, down: u64, end: Option<&End>) {
         self.stats(Count::BytesUp, up);
         self.stats(Count::BytesDown, down);
         if end.is_none() {
             self.stats(Count::Killed, 1);
         }
-        if !self.proxy().reporter.says_all() {
+        if let Some(End::Idle { .. }) = end {
+            self.stats(Count::Idle, 1);
+        }
+        if !self.service().record.reporter.says_all() {
             return;
         }
         let end = match end {
@@ -211,6 +261,7 @@ impl Story {
             None => killed(self.slot.ended_by()).to_owned(),
         };
         tracing::info!(
+            listener = self.service().label(),
             clientAddr = self.client.map(tracing::field::display),
             frontendRemoteAddr = %self.peer,
             targetAddr = self.target.map(tracing::field::display),
@@ -224,19 +275,13 @@ impl Story {
     }
 
     fn refused(&self, refusal: &Refusal) {
-        report(
-            self.proxy(),
-            &self.slot.worker().stats,
-            self.peer,
-            refusal,
-            self.client,
-            self.target,
-        );
+        self.slot
+            .report(self.peer, refusal, self.client, self.target);
     }
 }
 
-/// A relay at work. When it is dropped, at its end or because somebody ended it, the session is
-/// counted and told.
+/// A relay at work. When it is dropped, at its end or because it was made to end, the session is
+/// counted and logged.
 struct Carrying<'a> {
     relay: Relay<'a>,
     story: &'a Story,
@@ -247,7 +292,7 @@ struct Carrying<'a> {
 
 impl Drop for Carrying<'_> {
     fn drop(&mut self) {
-        if !matches!(self.end, Some(End::Closed(_))) {
+        if !self.end.as_ref().is_some_and(End::is_orderly) {
             self.backend.reset_on_close();
         }
         let (up, down) = self.relay.moved();
@@ -262,29 +307,6 @@ fn killed(by: Option<EndedBy>) -> &'static str {
     }
 }
 
-/// Counts a refused connection and logs it, if it is its turn.
-pub fn report(
-    proxy: &Proxy,
-    stats: &Stats,
-    peer: PeerAddr,
-    refusal: &Refusal,
-    client: Option<ClientAddr>,
-    target: Option<TargetAddr>,
-) {
-    let kind = refusal.count();
-    stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
-        tracing::warn!(
-            error = %refusal,
-            frontendRemoteAddr = %peer,
-            clientAddr = client.map(tracing::field::display),
-            targetAddr = target.map(tracing::field::display),
-            heldBack = held_back,
-            "dropping connection"
-        );
-    }
-}
-
 fn words(end: &End) -> String {
     let name = |side: &Side| match side {
         Side::Client => "client",
@@ -292,14 +314,18 @@ fn words(end: &End) -> String {
     };
     match end {
         End::Closed(side) => format!("{} closed", name(side)),
-        End::Broken(side, e) if e.raw_os_error() == Some(libc::ETIMEDOUT) => {
+        End::Cut(side, e) | End::Broken(side, e) if e.raw_os_error() == Some(libc::ETIMEDOUT) => {
             format!("{} gone: no answer to keep-alive", name(side))
         }
-        End::Broken(side, e) => format!("{} reset: {e}", name(side)),
+        End::Cut(side, e) | End::Broken(side, e) => format!("{} reset: {e}", name(side)),
+        End::Idle { delivered: true } => "idle for -idle-timeout".to_owned(),
+        End::Idle { delivered: false } => {
+            "idle for -idle-timeout: one side did not take all bytes".to_owned()
+        }
     }
 }
 
-/// What a header told, and what came with it.
+/// What a header said, and what came with it.
 struct Head {
     claim: Claim,
     unique_id: Option<Box<[u8]>>,
@@ -309,15 +335,27 @@ struct Head {
     more: bool,
 }
 
+impl Head {
+    /// Of a peer that is its own client: whatever it sends is for the backend.
+    fn none() -> Head {
+        Head {
+            claim: Claim::RealEndpoints,
+            unique_id: None,
+            rest: Vec::new(),
+            more: true,
+        }
+    }
+}
+
 /// Reads a header in however many pieces it comes. A peer that is silent holds no memory for it,
 /// one that is slow only what it sent.
 async fn read_header(peer: &Stream) -> Result<Head, Refusal> {
     let mut bytes = Vec::new();
     loop {
-        let read = relay::with_buffer(|buffer| {
+        let read = pump::with_buffer(|buffer| {
             let n = peer.recv(buffer)?;
             bytes.extend_from_slice(&buffer[..n]);
-            Ok((n, n == buffer.len()))
+            Ok((n, n == buffer.len() || peer.has_urgent()))
         });
         match read {
             Ok((0, _)) if bytes.is_empty() => return Err(Refusal::Silent),

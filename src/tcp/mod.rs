@@ -4,8 +4,11 @@ pub mod listener;
 
 mod answer;
 mod connection;
+mod idle;
 mod pipes;
+mod pump;
 mod relay;
 mod stream;
+mod tail;
 
 pub use pipes::MOST as PIPES_A_WORKER;

@@ -101,7 +101,7 @@ impl Pipes {
         match create(&self.open) {
             Ok(pipe) => Some(pipe),
             Err(error) => {
-                tracing::debug!(%error, "no pipe for splice, reading and writing instead");
+                tracing::debug!(%error, "cannot get a pipe for splice; falling back to read and write");
                 self.pause = PAUSE;
                 None
             }

@@ -7,11 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// A TCP socket that tells when to try again. System calls go straight to the socket; the
+/// A TCP socket that knows when to try again. System calls go straight to the socket; the
 /// reactor is asked only after one of them would block.
 #[derive(Debug)]
 pub struct Stream(AsyncFd<OwnedFd>);
@@ -19,7 +20,7 @@ pub struct Stream(AsyncFd<OwnedFd>);
 impl Stream {
     /// Registers a non-blocking socket with the worker's reactor.
     pub fn new(socket: OwnedFd) -> io::Result<Stream> {
-        sys::socket::register(socket).map(Stream)
+        sys::socket::register_with_urgent(socket).map(Stream)
     }
 
     /// As `sys::socket::recv`.
@@ -51,17 +52,35 @@ impl Stream {
         std::future::poll_fn(|cx| self.poll_readable(cx)).await
     }
 
-    /// Asks to be woken by a reset, and fails with it if it has come. For a side that is not read
-    /// at the moment, where a reset would otherwise stay unseen.
-    pub fn check_reset(&self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Whether an urgent byte has ever come, or the end: a short read may then have stopped at the
+    /// urgent mark (tcp(7)) and left bytes behind it, of which the reactor will not tell.
+    pub fn has_urgent(&self) -> bool {
+        self.0.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
+    }
+
+    /// Whether the connection is over, both ways, by a reset or an error, which the socket keeps
+    /// for the next call that fails. If not, it asks to be woken then. For a side that is not read
+    /// at the moment, where this would otherwise stay unseen.
+    pub fn is_gone(&self, cx: &mut Context<'_>) -> io::Result<bool> {
         while let Poll::Ready(guard) = self.0.poll_write_ready(cx) {
             let mut guard = guard?;
             if guard.ready().is_write_closed() {
-                return self.take_error();
+                return Ok(self.is_closed());
             }
             guard.clear_ready();
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Bytes sent, an end among them, that the other side's kernel has not acknowledged, or never
+    /// did before the connection was over.
+    pub fn unacknowledged(&self) -> usize {
+        sys::socket::unacknowledged(self).unwrap_or_default()
+    }
+
+    /// Whether the connection is over, both ways, and acknowledged or broken.
+    pub fn is_closed(&self) -> bool {
+        sys::socket::is_closed(self).unwrap_or(true)
     }
 
     /// Fails with the socket's pending error (SO_ERROR), if there is one.

@@ -1,6 +1,7 @@
 //! Style `first`: which client speaks through which load-balancer socket. A binding outlives the
 //! flow's own socket when that makes room for others: else a flood could unbind a client, and the
-//! client's next datagram, all its own, would be taken for a header.
+//! client's next datagram, all its own, would be taken for a header. For the same reason there are
+//! never fewer bindings than load balancers have ports.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,6 +9,26 @@ use std::time::{Duration, Instant};
 
 use super::lru::{Key, Lru};
 use crate::addr::{ClientAddr, TargetAddr};
+
+/// Bindings in flows, at least: a binding is kept when its flow made room.
+const BINDINGS_A_FLOW: usize = 4;
+
+/// Ports of an address: a load balancer can have no more sockets towards a listener.
+const PORTS: usize = 65_536;
+
+/// Without `-allowed-subnets`, as many load balancers have all their bindings; others may be
+/// strangers with forged addresses, who must not fill the memory.
+const UNLISTED_PEERS: usize = 16;
+
+/// How many bindings may be kept beside so many flows: all there can be, where peers are `listed`.
+pub fn most(flows: usize, listed: bool) -> usize {
+    match listed {
+        true => usize::MAX,
+        false => flows
+            .saturating_mul(BINDINGS_A_FLOW)
+            .max(UNLISTED_PEERS * PORTS),
+    }
+}
 
 /// The bindings of a listening socket.
 #[derive(Debug)]
@@ -105,6 +126,13 @@ mod tests {
         assert!(bindings.speaker(peer(1), at(36)).is_some());
         assert!(bindings.speaker(peer(1), at(46)).is_none());
         assert!(bindings.by_peer.is_empty());
+    }
+
+    #[test]
+    fn few_flows_do_not_make_few_bindings() {
+        assert_eq!(most(1, true), usize::MAX);
+        assert_eq!(most(1, false), 16 * 65_536);
+        assert_eq!(most(1_000_000, false), 4_000_000);
     }
 
     #[test]

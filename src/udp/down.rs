@@ -50,7 +50,7 @@ impl Listener {
                 Ok(_) => break,
                 Err(e) if is_passing(&e) => return,
                 // Told once; datagrams may wait behind it.
-                Err(e) => journal::upstream_error(&self.proxy, self.worker, flow, &e),
+                Err(e) => journal::upstream_error(&self.service, self.worker, flow, &e),
             }
         }
         if self.batch.received().len() == before {
@@ -63,7 +63,7 @@ impl Listener {
         let header = flow.envelope().header.len();
         for message in &self.batch.received()[before..] {
             if message.truncated {
-                journal::truncated(&self.proxy, self.worker);
+                journal::truncated(&self.service, self.worker);
                 continue;
             }
             for datagram in message.datagrams() {
@@ -78,7 +78,7 @@ impl Listener {
 
     /// Sends what is collected.
     fn answer(&mut self) {
-        let (proxy, worker, flows) = (&*self.proxy, self.worker, &self.flows);
+        let (service, worker, flows) = (&*self.service, self.worker, &self.flows);
         self.outbox.flush(
             self.socket.as_fd(),
             self.batch.bytes(),
@@ -88,14 +88,13 @@ impl Listener {
                 if let Trouble::Uncut(size) = trouble {
                     flow.down.uncut.set(size.min(flow.down.uncut.get()));
                 }
-                journal::trouble(proxy, worker, flow, &trouble);
+                journal::trouble(service, worker, flow, &trouble);
             },
         );
         self.batch.clear();
-        let stats = &proxy.workers[worker].stats;
         let returned = std::mem::take(&mut self.returned);
         self.carried += returned.datagrams as usize;
-        stats.add(Count::DatagramsDown, returned.datagrams);
-        stats.add(Count::BytesDown, returned.bytes);
+        service.add(worker, Count::DatagramsDown, returned.datagrams);
+        service.add(worker, Count::BytesDown, returned.bytes);
     }
 }

@@ -16,10 +16,12 @@ use super::journal::{self, Ending};
 use super::lru::{Key, Lru};
 use super::outbox::Envelope;
 use super::poller::Poller;
+use super::reader::Reading;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
+use crate::client_limits::Permit;
 use crate::header::spp;
-use crate::proxy::Proxy;
 use crate::refusal::Refusal;
+use crate::service::{Current, Service};
 use crate::sessions::{EndedBy, Route, SessionId, Sessions};
 use crate::stats::Count;
 use crate::sys::datagram::LocalIp;
@@ -41,6 +43,9 @@ pub struct Flow {
     pub target: TargetAddr,
     /// Where answers go: by the way that the newest datagram came.
     pub back: Back,
+    /// Its client is no load balancer.
+    named: bool,
+    ends: Ends,
     /// From clients to the backend.
     pub up: Traffic,
     /// From the backend to clients.
@@ -51,7 +56,15 @@ pub struct Flow {
     id: SessionId,
     /// `Flows::round` when the flow was last found to be wanted.
     judged: Cell<u64>,
+    /// What admitted it.
+    pub service: Arc<Service>,
+    /// It counts as its client's for as long as it is open.
+    _permit: Option<Permit>,
 }
+
+/// What tells flows apart: the client, and the target if clients choose among targets. A flow that
+/// was begun before a reload so goes on to the target that it had.
+type Ends = (ClientAddr, Option<TargetAddr>);
 
 /// The way back of a datagram.
 #[derive(Clone, Copy, Debug)]
@@ -77,10 +90,12 @@ pub struct Traffic {
 
 /// The flows of one listening socket.
 pub struct Flows {
-    proxy: Arc<Proxy>,
+    /// The rules, which a reload replaces.
+    service: Arc<Service>,
+    current: Arc<Current>,
     worker: usize,
     most: usize,
-    by_ends: HashMap<(ClientAddr, TargetAddr), Key>,
+    by_ends: HashMap<Ends, Key>,
     /// Flows of a client, when clients choose among targets.
     by_client: HashMap<ClientAddr, usize>,
     table: Lru<Flow>,
@@ -96,13 +111,15 @@ pub struct Flows {
 
 impl Flows {
     /// No flow yet, on that worker, and `most` at once.
-    pub fn new(proxy: Arc<Proxy>, worker: usize, most: usize) -> Flows {
+    pub fn new(current: Arc<Current>, worker: usize, most: usize) -> Flows {
+        let service = current.get();
         Flows {
-            kills: proxy.workers[worker].sessions.kills(),
+            kills: service.proxy.workers[worker].sessions.kills(),
             round: 0,
             swept: 0,
             unswept: 0..0,
-            proxy,
+            service,
+            current,
             worker,
             most,
             by_ends: HashMap::new(),
@@ -111,9 +128,20 @@ impl Flows {
         }
     }
 
-    /// The flow of a client and a target.
-    pub fn find(&self, client: ClientAddr, target: TargetAddr) -> Option<Key> {
-        self.by_ends.get(&(client, target)).copied()
+    /// Takes over the rules that a reload has put in place.
+    pub fn follow(&mut self, service: Arc<Service>) {
+        self.most = service.most_flows();
+        self.service = service;
+    }
+
+    /// The flow that a datagram belongs to.
+    pub fn find(&self, reading: &Reading) -> Option<Key> {
+        self.by_ends.get(&self.ends(reading)).copied()
+    }
+
+    fn ends(&self, reading: &Reading) -> Ends {
+        let dynamic = self.service.config.dynamic_destination;
+        (reading.client, dynamic.then_some(reading.target))
     }
 
     /// A flow that may have ended.
@@ -136,9 +164,10 @@ impl Flows {
         if flow.judged.replace(self.round) == self.round {
             return Ok(true);
         }
-        let judgement = match is_named(flow.client, &flow.back) {
-            true => self.proxy.admission.free_of_bans(flow.client),
-            false => Ok(()),
+        let admission = &self.service.admission;
+        let judgement = match flow.named {
+            true => admission.free_of_bans(flow.client),
+            false => admission.peer_free_of_bans(flow.back.from()),
         };
         let why = match (self.sessions().ended_by(flow.id), &judgement) {
             (None, Ok(())) => return Ok(true),
@@ -190,26 +219,36 @@ impl Flows {
     }
 
     fn sessions(&self) -> &Sessions {
-        &self.proxy.workers[self.worker].sessions
+        &self.service.proxy.workers[self.worker].sessions
     }
 
     /// Begins a flow. Fails if its client is not wanted, if it would lead back to our listener, or
     /// if no socket can claim the client.
     pub fn open(
         &mut self,
-        client: ClientAddr,
-        target: TargetAddr,
+        reading: &Reading,
         back: Back,
         poller: &Poller,
         now: Instant,
     ) -> Result<Key, Refusal> {
         self.notice_kills();
         let judged = Cell::new(self.round);
-        let named = is_named(client, &back);
-        if named {
-            self.proxy.admission.wanted(client)?;
+        let Reading {
+            client,
+            target,
+            named,
+            ..
+        } = *reading;
+        match named {
+            // A binding of style first may be older than what makes the claim odd.
+            true => self.service.admission.client(back.from(), client)?,
+            false => self.service.admission.peer_wanted(back.from())?,
         }
-        self.proxy.destinations.refuse_loop(target, is_local)?;
+        self.service.destinations.refuse_loop(target, is_local)?;
+        let permit = match named {
+            true => self.service.admit(client)?,
+            false => None,
+        };
         self.count(Count::Accepted);
         if self.table.len() >= self.most {
             self.evict();
@@ -219,34 +258,41 @@ impl Flows {
             port_replaced,
         } = self.connect(client, target)?;
         if port_replaced {
-            journal::port_replaced(&self.proxy, self.worker, client);
+            journal::port_replaced(&self.service, self.worker, client, target);
         }
         // Worth a try: a backend that sends runs of datagrams at once is then read at once.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
-        let peer = PeerAddr(canonical(back.peer));
         let route = Route {
             client,
             target,
             named,
         };
-        let id = self.sessions().begin_flow(peer, route);
+        let id = self
+            .sessions()
+            .begin_flow(back.from(), self.service.record.name.clone(), route);
+        let ends = self.ends(reading);
         let flow = Flow {
             socket,
             client,
             target,
             back,
+            named,
+            ends,
             up: Traffic::default(),
             down: Traffic::default(),
             began: now,
             id,
             judged,
+            service: Arc::clone(&self.service),
+            _permit: permit,
         };
         let key = self.table.insert(flow, now);
-        self.by_ends.insert((client, target), key);
-        if self.proxy.settings.dynamic_destination {
+        self.by_ends.insert(ends, key);
+        if ends.1.is_some() {
             *self.by_client.entry(client).or_default() += 1;
         }
-        self.proxy.workers[self.worker].flow_began();
+        self.current.flow_began();
+        self.service.began(self.worker);
         let watched = match self.get(key) {
             Some(flow) => poller.add(&flow.socket, key.number()),
             None => Ok(()),
@@ -272,7 +318,7 @@ impl Flows {
     /// When the next flow ends if it stays silent.
     pub fn next_expiry(&self) -> Option<Instant> {
         let (_, used) = self.table.oldest()?;
-        used.checked_add(self.proxy.settings.close_after?)
+        used.checked_add(self.service.config.close_after?)
     }
 
     fn connect(
@@ -282,11 +328,11 @@ impl Flows {
     ) -> Result<Connecting, UpstreamError> {
         let shared = self.by_client.contains_key(&client);
         let kind = Kind::Datagram { shared };
-        let proxy = Arc::clone(&self.proxy);
-        match upstream::connect(client, target, kind, &proxy.upstream) {
+        let service = Arc::clone(&self.service);
+        match upstream::connect(client, target, kind, &service.upstream) {
             // The limit is lower than it was at start, or others on this host hold too much.
             Err(e) if is_shortage(&e) && self.evict() => {
-                upstream::connect(client, target, kind, &proxy.upstream)
+                upstream::connect(client, target, kind, &service.upstream)
             }
             result => result,
         }
@@ -296,7 +342,7 @@ impl Flows {
         let Some((key, _)) = self.table.oldest() else {
             return false;
         };
-        journal::evicted(&self.proxy, self.worker, self.table.len());
+        journal::evicted(&self.service, self.worker, self.table.len());
         self.end(key, Ending::Evicted);
         true
     }
@@ -306,19 +352,20 @@ impl Flows {
             return;
         };
         self.sessions().end(flow.id);
-        self.by_ends.remove(&(flow.client, flow.target));
+        self.by_ends.remove(&flow.ends);
         if let Some(count) = self.by_client.get_mut(&flow.client) {
             *count -= 1;
             if *count == 0 {
                 self.by_client.remove(&flow.client);
             }
         }
-        self.proxy.workers[self.worker].flow_ended();
-        journal::ended(&self.proxy, &flow, why);
+        self.current.flow_ended();
+        flow.service.ended(self.worker);
+        journal::ended(&flow.service, &flow, why);
     }
 
     fn count(&self, count: Count) {
-        self.proxy.workers[self.worker].stats.add(count, 1);
+        self.service.add(self.worker, count, 1);
     }
 }
 
@@ -327,6 +374,12 @@ impl Drop for Flows {
         while let Some((key, _)) = self.table.oldest() {
             self.end(key, Ending::Stopped);
         }
+    }
+}
+
+impl Back {
+    fn from(&self) -> PeerAddr {
+        PeerAddr(canonical(self.peer))
     }
 }
 
@@ -357,11 +410,6 @@ impl Default for Traffic {
             uncut: Cell::new(usize::MAX),
         }
     }
-}
-
-/// Whether a header named the client; without one the load balancer speaks for itself.
-fn is_named(client: ClientAddr, back: &Back) -> bool {
-    client.0 != canonical(back.peer)
 }
 
 fn is_shortage(error: &UpstreamError) -> bool {

@@ -1,4 +1,4 @@
-//! What is counted and said about datagrams and flows.
+//! What is counted and logged about datagrams and flows.
 
 use std::fmt;
 use std::io;
@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 
 use super::flows::Flow;
 use super::outbox::Trouble;
-use crate::addr::{ClientAddr, PeerAddr, canonical};
-use crate::proxy::Proxy;
+use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
 use crate::refusal::Refusal;
+use crate::report::Subject;
+use crate::service::Service;
 use crate::stats::Count;
 use crate::upstream::UpstreamError;
 
@@ -43,13 +44,29 @@ impl fmt::Display for Ending {
 }
 
 /// A datagram is dropped.
-pub fn refused(proxy: &Proxy, worker: usize, peer: SocketAddr, refusal: &Refusal) {
+pub fn refused(
+    service: &Service,
+    worker: usize,
+    peer: SocketAddr,
+    target: Option<TargetAddr>,
+    refusal: &Refusal,
+) {
     let kind = refusal.count();
-    proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    service.add(worker, kind, 1);
+    let (record, ip) = (&service.record, canonical(peer).ip());
+    record
+        .reporter
+        .note(kind, Some(ip), record.count(Count::Served));
+    let subject = Subject {
+        reason: Some(refusal.reason()),
+        target,
+    };
+    if let Some(held_back) = service.record.reporter.due(kind, subject) {
         tracing::warn!(
-            error = %refusal,
+            listener = service.label(),
+            error = %service.destinations.explain(refusal),
             frontendRemoteAddr = %PeerAddr(canonical(peer)),
+            targetAddr = target.map(tracing::field::display),
             heldBack = held_back,
             "dropping datagram"
         );
@@ -57,11 +74,12 @@ pub fn refused(proxy: &Proxy, worker: usize, peer: SocketAddr, refusal: &Refusal
 }
 
 /// A datagram came cut off.
-pub fn truncated(proxy: &Proxy, worker: usize) {
+pub fn truncated(service: &Service, worker: usize) {
     let kind = Count::DatagramTruncated;
-    proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    service.add(worker, kind, 1);
+    if let Some(held_back) = service.record.reporter.due(kind, Subject::default()) {
         tracing::warn!(
+            listener = service.label(),
             heldBack = held_back,
             "dropping a datagram that is longer than 65,536 bytes"
         );
@@ -69,30 +87,31 @@ pub fn truncated(proxy: &Proxy, worker: usize) {
 }
 
 /// The client's port is in use, so its flow has another one.
-pub fn port_replaced(proxy: &Proxy, worker: usize, client: ClientAddr) {
+pub fn port_replaced(service: &Service, worker: usize, client: ClientAddr, target: TargetAddr) {
     let kind = Count::PortReplaced;
-    proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
-        tracing::info!(clientAddr = %client, heldBack = held_back, "the client's port is taken on this host: using a free one");
+    service.add(worker, kind, 1);
+    if let Some(held_back) = service.record.reporter.due(kind, about(target)) {
+        tracing::info!(listener = service.label(), clientAddr = %client, heldBack = held_back, "the client's port is taken on this host: using a free one");
     }
 }
 
 /// A flow makes room.
-pub fn evicted(proxy: &Proxy, worker: usize, open: usize) {
+pub fn evicted(service: &Service, worker: usize, open: usize) {
     let kind = Count::FlowEvicted;
-    proxy.workers[worker].stats.add(kind, 1);
-    if let Some(held_back) = proxy.reporter.due(kind) {
+    service.add(worker, kind, 1);
+    if let Some(held_back) = service.record.reporter.due(kind, Subject::default()) {
         tracing::warn!(
+            listener = service.label(),
             open = open as u64,
             heldBack = held_back,
-            "no room for a new flow: the one idle for longest makes room; see -max-flows and LimitNOFILE"
+            "too many flows: closing the one that was idle the longest for a new one; see -max-flows and LimitNOFILE"
         );
     }
 }
 
 /// The kernel told an error of a flow's upstream socket: an ICMP message, mostly, about a datagram
 /// sent before. The flow goes on.
-pub fn upstream_error(proxy: &Proxy, worker: usize, flow: &Flow, error: &io::Error) {
+pub fn upstream_error(service: &Service, worker: usize, flow: &Flow, error: &io::Error) {
     let Flow { client, target, .. } = *flow;
     let error = match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => UpstreamError::Refused(target),
@@ -102,25 +121,26 @@ pub fn upstream_error(proxy: &Proxy, worker: usize, flow: &Flow, error: &io::Err
             source: copy(error),
         },
     };
-    refused(proxy, worker, flow.back.peer, &error.into());
+    refused(service, worker, flow.back.peer, Some(target), &error.into());
 }
 
 /// Something went wrong with what a flow sends; tells nothing of messages that must not be cut.
-pub fn trouble(proxy: &Proxy, worker: usize, flow: &Flow, trouble: &Trouble<'_>) {
+pub fn trouble(service: &Service, worker: usize, flow: &Flow, trouble: &Trouble<'_>) {
     match trouble {
         Trouble::Uncut(_) => {}
-        Trouble::Earlier(error) => upstream_error(proxy, worker, flow, error),
+        Trouble::Earlier(error) => upstream_error(service, worker, flow, error),
         Trouble::Lost(count, error) => {
             let kind = Count::DatagramLost;
-            proxy.workers[worker].stats.add(kind, *count as u64);
-            if let Some(held_back) = proxy.reporter.due(kind) {
+            service.add(worker, kind, *count as u64);
+            if let Some(held_back) = service.record.reporter.due(kind, about(flow.target)) {
                 tracing::warn!(
+                    listener = service.label(),
                     error = %error,
                     clientAddr = %flow.client,
                     frontendRemoteAddr = %canonical(flow.back.peer),
                     targetAddr = %flow.target,
                     heldBack = held_back,
-                    "cannot send datagrams: they are lost"
+                    "cannot send datagrams; they are lost"
                 );
             }
         }
@@ -128,11 +148,12 @@ pub fn trouble(proxy: &Proxy, worker: usize, flow: &Flow, trouble: &Trouble<'_>)
 }
 
 /// A flow is over.
-pub fn ended(proxy: &Proxy, flow: &Flow, why: Ending) {
-    if !proxy.reporter.says_all() {
+pub fn ended(service: &Service, flow: &Flow, why: Ending) {
+    if !service.record.reporter.says_all() {
         return;
     }
     tracing::info!(
+        listener = service.label(),
         clientAddr = %flow.client,
         frontendRemoteAddr = %canonical(flow.back.peer),
         targetAddr = %flow.target,
@@ -144,6 +165,13 @@ pub fn ended(proxy: &Proxy, flow: &Flow, why: Ending) {
         end = %why,
         "flow closed"
     );
+}
+
+fn about(target: TargetAddr) -> Subject {
+    Subject {
+        reason: None,
+        target: Some(target),
+    }
 }
 
 fn copy(error: &io::Error) -> io::Error {

@@ -5,10 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::epoll::EpollEvent;
 use nix::sys::resource::{Resource, getrlimit};
@@ -22,9 +21,9 @@ use super::outbox::Outbox;
 use super::poller::Poller;
 use super::reader::Reader;
 use super::steering;
-use crate::config::{Settings, UdpHeader};
-use crate::listening;
-use crate::proxy::Proxy;
+use crate::config::{ListenerConfig, UdpHeader};
+use crate::service::{Current, Service};
+use crate::sys;
 use crate::sys::datagram::{Batch, LARGEST};
 use crate::yielding::Yielding;
 
@@ -40,18 +39,18 @@ const LISTENER: u64 = u64::MAX;
 /// Descriptors that the kernel's table is made for at start, at most: 512 KiB of memory.
 const WIDEST_TABLE: u64 = 65_535;
 
-/// Bindings of style `first`, in flows: a binding is kept when its flow made room.
-const BINDINGS_A_FLOW: usize = 4;
-
 /// Datagrams in one turn that tell of a sender who has more of them.
 const MANY: usize = 8;
 
 /// A listening socket and everything that belongs to it.
 pub struct Listener {
-    pub(super) proxy: Arc<Proxy>,
+    pub(super) current: Arc<Current>,
+    pub(super) service: Arc<Service>,
+    /// Rules of before, which flows still have.
+    pub(super) earlier: Vec<Weak<Service>>,
     pub(super) worker: usize,
     pub(super) style: UdpHeader,
-    pub(super) socket: OwnedFd,
+    pub(super) socket: Arc<OwnedFd>,
     pub(super) poller: Poller,
     pub(super) reader: Reader,
     pub(super) flows: Flows,
@@ -66,16 +65,19 @@ pub struct Listener {
     yielding: Yielding,
 }
 
-/// Opens the listening sockets, all on one address, and tells that address.
-pub fn bind(settings: &Settings) -> Result<(Vec<OwnedFd>, SocketAddr)> {
+/// What is to be done once the sockets of an address are bound.
+pub fn prepare(sockets: &[Arc<OwnedFd>], config: &ListenerConfig) {
     widen_descriptor_table();
-    let (sockets, listen) = listening::bind(settings, open)?;
+    steer(sockets, config);
+}
+
+/// Tells the kernel which of several sockets gets a datagram.
+pub fn steer(sockets: &[Arc<OwnedFd>], config: &ListenerConfig) {
     if sockets.len() > 1
-        && let Err(error) = steering::by_client(&sockets, settings.udp_header)
+        && let Err(error) = steering::by_client(sockets, config)
     {
-        tracing::warn!(%error, "a client that comes by several load-balancer sockets may get several ports: the kernel takes no program for SO_ATTACH_REUSEPORT_CBPF");
+        tracing::warn!(%error, "the kernel rejects SO_ATTACH_REUSEPORT_CBPF: a client that arrives through several load-balancer sockets may get several ports");
     }
-    Ok((sockets, listen))
 }
 
 /// The kernel's table of our descriptors doubles when it is full, and waits for all processors
@@ -90,15 +92,17 @@ fn widen_descriptor_table() {
     }
 }
 
-fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
+/// Opens a listening socket.
+pub fn open(listen: SocketAddr, config: &ListenerConfig, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(listen),
         Type::DGRAM.nonblocking(),
         Some(Protocol::UDP),
     )?;
-    listening::prepare(&socket, listen, settings)?;
+    let shared = shared || config.listeners > 1;
+    sys::socket::prepare_listener(&socket, listen, shared, config.listen_transparent)?;
     // Answers come from the address that was asked, which several can be.
-    if listen.ip().is_unspecified() || settings.listen_transparent {
+    if listen.ip().is_unspecified() || config.listen_transparent {
         match listen.is_ipv6() {
             true => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
             false => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
@@ -107,7 +111,7 @@ fn open(listen: SocketAddr, settings: &Settings) -> io::Result<Socket> {
     hold_bursts(&socket);
     // Datagrams of several clients may come glued together, and the kernel gives all of them to
     // the listening socket of the first.
-    if settings.listeners == 1 || settings.udp_header == UdpHeader::First {
+    if config.listeners == 1 || config.udp_header == UdpHeader::First {
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     }
     socket.bind(&listen.into())?;
@@ -124,9 +128,10 @@ fn hold_bursts(socket: &Socket) {
     }
 }
 
-/// Lets datagrams through for ever, on that worker. Returns only when the listener is broken.
-pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, worker: usize) -> io::Error {
-    let mut listener = match Listener::new(proxy, socket, worker) {
+/// Lets datagrams through until it is dropped, on that worker. Returns only when the listener is
+/// broken.
+pub async fn run(current: Arc<Current>, socket: Arc<OwnedFd>, worker: usize) -> io::Error {
+    let mut listener = match Listener::new(current, socket, worker) {
         Ok(listener) => listener,
         Err(error) => return error,
     };
@@ -139,25 +144,40 @@ pub async fn run(proxy: Arc<Proxy>, socket: OwnedFd, worker: usize) -> io::Error
 }
 
 impl Listener {
-    fn new(proxy: Arc<Proxy>, socket: OwnedFd, worker: usize) -> io::Result<Listener> {
-        let most = (proxy.max_connections / proxy.settings.listeners).max(1);
+    fn new(current: Arc<Current>, socket: Arc<OwnedFd>, worker: usize) -> io::Result<Listener> {
+        let service = current.get();
+        let most = service.most_flows();
         let poller = Poller::new()?;
         poller.add(&socket, LISTENER)?;
         Ok(Listener {
             worker,
-            style: proxy.settings.udp_header,
+            style: service.config.udp_header,
             socket,
             poller,
-            reader: Reader::new(Arc::clone(&proxy), most.saturating_mul(BINDINGS_A_FLOW)),
-            flows: Flows::new(Arc::clone(&proxy), worker, most),
+            reader: Reader::new(Arc::clone(&service), most),
+            flows: Flows::new(Arc::clone(&current), worker, most),
             batch: Batch::new(LARGEST),
             outbox: Outbox::default(),
             placed: Vec::new(),
             returned: Traffic::default(),
             carried: 0,
             yielding: Yielding::default(),
-            proxy,
+            current,
+            service,
+            earlier: Vec::new(),
         })
+    }
+
+    /// Takes over the rules that a reload has put in place, for new flows.
+    fn follow_reload(&mut self) {
+        if let Some(service) = self.current.newer_than(&self.service) {
+            self.reader.service = Arc::clone(&service);
+            self.flows.follow(Arc::clone(&service));
+            let before = std::mem::replace(&mut self.service, service);
+            self.earlier.push(Arc::downgrade(&before));
+            drop(before);
+            self.earlier.retain(|rules| rules.strong_count() > 0);
+        }
     }
 
     /// Waits for datagrams and lets some of each socket's through, so that none starves another.
@@ -169,6 +189,7 @@ impl Listener {
             () = self.flows.unswept() => 0,
             () = until(expiry) => 0,
         };
+        self.follow_reload();
         let now = Instant::now();
         let ready = &events[..ready];
         if ready.iter().any(|event| event.data() == LISTENER) {

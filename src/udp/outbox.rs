@@ -69,8 +69,8 @@ struct Parcel {
 }
 
 impl Outbox {
-    /// Adds a datagram that stands there in the batch's bytes and gets a header of so many bytes.
-    /// Beyond the size `uncut` it travels alone.
+    /// Adds a datagram, given as its place in the batch's bytes and the size of the header that it
+    /// will get. Beyond the size `uncut` it travels alone.
     pub fn push(&mut self, flow: Key, datagram: Range<usize>, header: usize, uncut: usize) {
         let size = header + datagram.len();
         self.datagrams.push(datagram);
@@ -139,7 +139,7 @@ impl Outbox {
         }
     }
 
-    /// One call; tells how many parcels are gone.
+    /// One call; returns how many parcels were sent.
     fn send<'a>(
         &self,
         parcels: &[Parcel],

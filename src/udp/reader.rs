@@ -4,40 +4,45 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::bindings::Bindings;
+use super::bindings::{self, Bindings};
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
+use crate::admission::Trust;
 use crate::config::UdpHeader;
 use crate::header::{self, Claim, Header, HeaderError, Progress, Transport};
-use crate::proxy::Proxy;
 use crate::refusal::Refusal;
+use crate::service::Service;
 use crate::sys::interfaces::is_local;
 
 /// Reads the datagrams of one listening socket.
 pub struct Reader {
-    proxy: Arc<Proxy>,
+    /// The rules, which a reload replaces.
+    pub service: Arc<Service>,
     style: UdpHeader,
     /// Style `first` only.
     bindings: Bindings,
 }
 
-/// What a datagram's header tells.
+/// What a datagram's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Whom it comes from.
     pub client: ClientAddr,
     /// Where it goes.
     pub target: TargetAddr,
+    /// The client is no load balancer: the rules for clients hold for it.
+    pub named: bool,
     /// Bytes before the payload.
     pub header: usize,
 }
 
 impl Reader {
-    /// Reads as the settings say, with so many bindings at most.
-    pub fn new(proxy: Arc<Proxy>, bindings: usize) -> Reader {
+    /// Reads as the settings say; `flows` may be open at once.
+    pub fn new(service: Arc<Service>, flows: usize) -> Reader {
+        let most = bindings::most(flows, service.admission.lists_peers());
         Reader {
-            style: proxy.settings.udp_header,
-            bindings: Bindings::new(bindings, proxy.settings.close_after),
-            proxy,
+            style: service.config.udp_header,
+            bindings: Bindings::new(most, service.config.close_after),
+            service,
         }
     }
 
@@ -49,31 +54,81 @@ impl Reader {
         now: Instant,
     ) -> Result<Reading, Refusal> {
         let from = PeerAddr(canonical(peer));
-        self.proxy.admission.peer(from)?;
+        if self.service.admission.peer(from)? == Trust::Itself {
+            let (client, target) = self
+                .service
+                .destinations
+                .choose(Claim::RealEndpoints, from)?;
+            return Ok(Reading {
+                client,
+                target,
+                named: true,
+                header: 0,
+            });
+        }
         if self.style == UdpHeader::First
             && let Some((client, target)) = self.bindings.speaker(peer, now)
         {
             return Ok(Reading {
                 client,
-                target,
+                // A binding may be older than a reload.
+                target: self.service.destinations.anew(client, target),
+                named: client.0 != from.0,
                 header: 0,
             });
         }
         let Header { claim, len, .. } = header(datagram, self.style)?;
-        let (client, target) = self.proxy.destinations.choose(claim, from)?;
+        let (client, target) = self.service.destinations.choose(claim, from)?;
         if let Claim::Client { source, .. } = claim {
             // Whether the client is wanted, and the target not ourselves, is asked once a flow.
-            self.proxy.admission.plausible(from, source)?;
+            self.service.admission.plausible(from, source)?;
         }
         if self.style == UdpHeader::First {
             // All that follows goes the same way.
-            self.proxy.destinations.refuse_loop(target, is_local)?;
+            self.service.destinations.refuse_loop(target, is_local)?;
             self.bindings.bind(peer, client, target, now);
         }
         Ok(Reading {
             client,
             target,
+            named: matches!(claim, Claim::Client { .. }),
             header: len,
+        })
+    }
+
+    /// Reads a datagram by the rules of `before`, an earlier time. It binds nobody: it is for flows
+    /// that are open.
+    pub fn recall(
+        &mut self,
+        before: &Service,
+        datagram: &[u8],
+        peer: SocketAddr,
+        now: Instant,
+    ) -> Option<Reading> {
+        let from = PeerAddr(canonical(peer));
+        let trust = before.admission.peer(from).ok()?;
+        if trust == Trust::Header && self.style == UdpHeader::First {
+            let (client, target) = self.bindings.speaker(peer, now)?;
+            return Some(Reading {
+                client,
+                target,
+                named: client.0 != from.0,
+                header: 0,
+            });
+        }
+        let (claim, header) = match trust {
+            Trust::Itself => (Claim::RealEndpoints, 0),
+            Trust::Header => {
+                let Header { claim, len, .. } = header(datagram, self.style).ok()?;
+                (claim, len)
+            }
+        };
+        let (client, target) = before.destinations.choose(claim, from).ok()?;
+        Some(Reading {
+            client,
+            target,
+            named: trust == Trust::Itself || matches!(claim, Claim::Client { .. }),
+            header,
         })
     }
 

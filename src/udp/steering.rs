@@ -2,10 +2,12 @@
 //!
 //! By itself it chooses by the load balancer's address and port, so a client that comes by two
 //! load-balancer sockets would have two flows, of which only one could have its port. A classic
-//! BPF program reads the claimed client from the header and chooses by that.
+//! BPF program reads the claimed client from the header and chooses by that. With `-untrusted serve`
+//! it must not: a peer that is served as itself sends what it likes, and is one flow all the same.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use libc::{
     BPF_ABS, BPF_ALU, BPF_B, BPF_H, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_MISC, BPF_MOD, BPF_MUL,
@@ -13,7 +15,7 @@ use libc::{
 };
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::config::UdpHeader;
+use crate::config::{ListenerConfig, UdpHeader, Untrusted};
 
 /// What BPF_RET takes from the accumulator (linux/filter.h); libc does not name it.
 const BPF_A: u32 = 0x10;
@@ -24,24 +26,27 @@ const BY_SENDER: u32 = u32::MAX;
 /// Odd numbers with well-mixed bits (MurmurHash3's).
 const MIX: [u32; 2] = [0xcc9e_2d51, 0x85eb_ca6b];
 
-/// Makes sockets that share an address choose by the claimed client. A datagram without a whole
+/// Makes sockets that share an address choose by the claimed client, where all peers send headers.
+/// A datagram without a whole
 /// header goes to the first socket: it is dropped there as well as anywhere.
-pub fn by_client(sockets: &[OwnedFd], style: UdpHeader) -> io::Result<()> {
+pub fn by_client(sockets: &[Arc<OwnedFd>], config: &ListenerConfig) -> io::Result<()> {
     let Ok(count) = u32::try_from(sockets.len()) else {
         return Ok(());
     };
-    let mut program = match style {
-        UdpHeader::Every => proxy_v2(count),
-        UdpHeader::Spp => client_at([2, 6, 10, 14], 34, count),
+    let mut program = match (config.untrusted, config.udp_header) {
         // Only a sender's first datagram names its client, so the sender must decide.
-        UdpHeader::First => return Ok(()),
+        (_, UdpHeader::First) => return Ok(()),
+        // After a reload, this takes the place of another program.
+        (Untrusted::Serve, _) => vec![step(BPF_RET | BPF_K, BY_SENDER)],
+        (Untrusted::Refuse, UdpHeader::Every) => proxy_v2(count),
+        (Untrusted::Refuse, UdpHeader::Spp) => client_at([2, 6, 10, 14], 34, count),
     };
     let program = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
     Ok(setsockopt(
-        &sockets[0],
+        &*sockets[0],
         sockopt::AttachReusePortCbpf,
         &program,
     )?)

@@ -4,15 +4,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::flows::Back;
+use super::flows::{Back, Flows};
 use super::journal;
 use super::listener::Listener;
 use super::lru::Key;
 use super::outbox::{Envelope, Trouble};
+use super::reader::{Reader, Reading};
+use crate::addr::{TargetAddr, canonical};
 use crate::config::UdpHeader;
 use crate::refusal::Refusal;
+use crate::service::Service;
 use crate::stats::Count;
 use crate::sys::datagram::{BATCH, LocalIp};
 
@@ -36,13 +40,15 @@ impl Listener {
             let message = self.batch.received()[at];
             let Some(peer) = message.from else { continue };
             if message.truncated {
-                journal::truncated(&self.proxy, self.worker);
+                journal::truncated(&self.service, self.worker);
                 continue;
             }
             for datagram in message.datagrams() {
                 match self.place(datagram, peer, message.to, now) {
                     Ok(placed) => self.placed.push(placed),
-                    Err(refusal) => journal::refused(&self.proxy, self.worker, peer, &refusal),
+                    Err((refusal, target)) => {
+                        journal::refused(&self.service, self.worker, peer, target, &refusal);
+                    }
                 }
             }
         }
@@ -50,28 +56,46 @@ impl Listener {
         Ok(())
     }
 
-    /// The flow that a datagram belongs to, and its payload.
+    /// The flow that a datagram belongs to, and its payload; or why it has none, and where it was to
+    /// go, if its header could be read.
     fn place(
         &mut self,
         datagram: Range<usize>,
         peer: SocketAddr,
         local: Option<LocalIp>,
         now: Instant,
-    ) -> Result<(Key, Range<usize>), Refusal> {
+    ) -> Result<(Key, Range<usize>), (Refusal, Option<TargetAddr>)> {
         let bytes = &self.batch.bytes()[datagram.clone()];
-        let reading = self.reader.read(bytes, peer, now)?;
-        let spp = (self.style == UdpHeader::Spp).then(|| bytes.first_chunk().copied());
-        let spp = spp.flatten();
+        let earlier = recall(
+            &self.earlier,
+            &mut self.reader,
+            &mut self.flows,
+            (bytes, peer),
+            now,
+        );
+        let reading = match earlier {
+            Some(reading) => reading,
+            None => {
+                let reading = self.reader.read(bytes, peer, now);
+                reading.map_err(|refusal| (refusal, None))?
+            }
+        };
+        let refused = |refusal| (refusal, Some(reading.target));
+        // A peer that is served as itself sent no header, and gets none.
+        let has_spp = self.style == UdpHeader::Spp && reading.header > 0;
+        let spp = has_spp.then(|| bytes.first_chunk().copied()).flatten();
         let back = Back { peer, local, spp };
-        let known = self.flows.find(reading.client, reading.target);
+        let known = self.flows.find(&reading);
         let key = match known {
-            Some(key) if self.flows.judge(key)? => key,
+            Some(key) if self.flows.judge(key).map_err(refused)? => key,
             // A new client, or one whose flow was killed.
+            _ if self.current.is_paused() => return Err(refused(Refusal::Drained)),
             _ => {
                 // What waits for a flow that ended, or makes room, must not reach its successor.
                 self.forward();
                 self.flows
-                    .open(reading.client, reading.target, back, &self.poller, now)?
+                    .open(&reading, back, &self.poller, now)
+                    .map_err(refused)?
             }
         };
         let payload = datagram.start + reading.header..datagram.end;
@@ -84,7 +108,7 @@ impl Listener {
 
     /// Sends what is placed, flow by flow, in the order that it came.
     fn forward(&mut self) {
-        let (proxy, worker) = (&*self.proxy, self.worker);
+        let (service, worker) = (&*self.service, self.worker);
         self.placed
             .sort_unstable_by_key(|(flow, payload)| (*flow, payload.start));
         let (mut datagrams, mut bytes) = (0, 0);
@@ -106,16 +130,34 @@ impl Listener {
                     if let Trouble::Uncut(size) = trouble {
                         flow.up.uncut.set(size.min(flow.up.uncut.get()));
                     }
-                    journal::trouble(proxy, worker, flow, &trouble);
+                    journal::trouble(service, worker, flow, &trouble);
                 },
             );
         }
         self.carried += datagrams;
-        let stats = &proxy.workers[worker].stats;
-        stats.add(Count::DatagramsUp, datagrams as u64);
-        stats.add(Count::BytesUp, bytes);
+        service.add(worker, Count::DatagramsUp, datagrams as u64);
+        service.add(worker, Count::BytesUp, bytes);
         self.placed.clear();
     }
+}
+
+/// The reading of a datagram for a flow that goes on under rules that a reload has replaced since:
+/// from the load balancer that it came by before.
+fn recall(
+    earlier: &[Weak<Service>],
+    reader: &mut Reader,
+    flows: &mut Flows,
+    (datagram, peer): (&[u8], SocketAddr),
+    now: Instant,
+) -> Option<Reading> {
+    earlier.iter().filter_map(Weak::upgrade).find_map(|before| {
+        let reading = reader.recall(&before, datagram, peer, now)?;
+        let key = flows.find(&reading)?;
+        let flow = flows.get(key)?;
+        let its_own = Arc::ptr_eq(&flow.service, &before)
+            && canonical(flow.back.peer).ip() == canonical(peer).ip();
+        (its_own && flows.judge(key).is_ok_and(|goes_on| goes_on)).then_some(reading)
+    })
 }
 
 /// Whether receiving may succeed later.

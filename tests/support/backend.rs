@@ -32,6 +32,11 @@ impl Backend {
         (streams::with_deadline(stream), from)
     }
 
+    /// A connection that has come already.
+    pub fn try_accept(&self) -> Option<TcpStream> {
+        self.0.accept().ok().map(|(stream, _)| stream)
+    }
+
     /// The next connection, or none once `given_up` holds.
     #[track_caller]
     pub fn accept_unless(&self, given_up: impl Fn() -> bool) -> Option<(TcpStream, SocketAddr)> {

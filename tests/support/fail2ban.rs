@@ -25,9 +25,13 @@ impl Configuration {
                 copy_files(source, &directory.path(part));
             }
         }
+        let database = directory.path("database");
         directory.file(
             "fail2ban.local",
-            "[Definition]\ndbfile = None\nallowipv6 = yes\n",
+            &format!(
+                "[Definition]\ndbfile = {}\nallowipv6 = yes\n",
+                database.display()
+            ),
         );
         directory.file("jail.local", jails);
         Configuration(directory)
@@ -99,7 +103,30 @@ impl Fail2ban {
     /// Starts it and waits until its jails run.
     #[track_caller]
     pub fn start(host: &Host, jails: &str) -> Fail2ban {
-        let configuration = Configuration::new(jails);
+        Fail2ban::start_with(host, Configuration::new(jails))
+    }
+
+    /// Ends it, and starts it again so many seconds after that by what it knows of its bans.
+    #[track_caller]
+    pub fn restart_after(self, host: &Host, seconds: u32) -> Fail2ban {
+        let Fail2ban {
+            running,
+            configuration,
+        } = self;
+        running.signal(Signal::SIGTERM);
+        running.wait_for_line("Exiting Fail2ban");
+        let database = configuration.0.path("database");
+        let script = format!(
+            "import sqlite3; c = sqlite3.connect('{}'); [c.execute(f'UPDATE {{table}} SET timeofban = timeofban - {seconds}') for table in ('bans', 'bips')]; c.commit()",
+            database.display()
+        );
+        drop(running);
+        host.run(&["python3", "-c", &script]);
+        Fail2ban::start_with(host, configuration)
+    }
+
+    #[track_caller]
+    fn start_with(host: &Host, configuration: Configuration) -> Fail2ban {
         let (path, socket) = (configuration.path(), configuration.0.path("socket"));
         let pid = configuration.0.path("pid");
         let mut command = host.command("fail2ban-server");
@@ -157,9 +184,23 @@ impl Fail2ban {
     /// What its administrator says to it, such as `set sshd banip 203.0.113.9`.
     #[track_caller]
     pub fn tell(&self, host: &Host, words: &str) {
-        let socket = self.configuration.0.path("socket").display().to_string();
+        let mut client = self.start_telling(host, words);
+        let code = client.exit_code();
+        let said = [client.stdout(), client.stderr()].concat();
+        assert_eq!(code, 0, "{words}: {said:?}");
+    }
+
+    /// As `tell`, without waiting for what comes of it.
+    #[track_caller]
+    pub fn start_telling(&self, host: &Host, words: &str) -> Running {
+        let (path, socket) = (
+            self.configuration.path(),
+            self.configuration.0.path("socket"),
+        );
+        let socket = socket.display().to_string();
         let words: Vec<&str> = words.split(' ').collect();
-        host.run(&[&["fail2ban-client", "-s", &socket], &words[..]].concat());
+        let client = ["fail2ban-client", "-c", &path, "-s", &socket];
+        host.spawn(&[&client, &words[..]].concat())
     }
 
     /// Whether an action went wrong so far.

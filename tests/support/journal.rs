@@ -68,6 +68,11 @@ impl Journal {
         });
     }
 
+    /// The directory of its file.
+    pub fn path(&self) -> String {
+        self.directory.path("").display().to_string()
+    }
+
     /// What fail2ban reads it by.
     pub fn backend(&self) -> String {
         format!("systemd[journalpath={}]", self.directory.path("").display())

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod ctl;
 pub mod datagrams;
+pub mod diagnosis;
 pub mod fail2ban;
 pub mod header;
 pub mod host;
@@ -14,6 +15,7 @@ pub mod journal;
 pub mod program;
 pub mod running;
 pub mod servers;
+pub mod site;
 pub mod ssh_story;
 pub mod stage;
 pub mod streams;
@@ -21,10 +23,12 @@ pub mod vitals;
 
 pub use backend::Backend;
 pub use ctl::Ctl;
+pub use diagnosis::Diagnosis;
 pub use host::Host;
 pub use journal::Journal;
 pub use program::Program;
 pub use running::Running;
+pub use site::Site;
 pub use stage::{Session, Stage};
 
 use std::fs;

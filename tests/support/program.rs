@@ -3,16 +3,18 @@
 use std::thread;
 
 use realpeer::cli::{self, Command};
-use realpeer::config::Settings;
 use realpeer::daemon;
+use realpeer::sys::systemd::Environment;
 
-use super::{Host, Running, wait_until};
+use super::{Host, Running, TempDir, wait_until};
 
 /// A proxy that understands go-mmproxy's command line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Program {
     /// The crate's own binary, or what `REALPEER_TEST_PROGRAM` names.
     Realpeer,
+    /// The same with the file that `config from-flags` prints for its flags.
+    RealpeerByFile,
     /// Debian's package.
     GoMmproxy,
 }
@@ -21,7 +23,7 @@ impl Program {
     /// Its path.
     pub fn path(self) -> String {
         match self {
-            Program::Realpeer => std::env::var("REALPEER_TEST_PROGRAM")
+            Program::Realpeer | Program::RealpeerByFile => std::env::var("REALPEER_TEST_PROGRAM")
                 .unwrap_or_else(|_| env!("CARGO_BIN_EXE_realpeer").to_owned()),
             Program::GoMmproxy => "/usr/bin/go-mmproxy".to_owned(),
         }
@@ -61,6 +63,10 @@ impl Program {
             );
             host.listeners(port) > 0
         });
+        if self.path().ends_with("realpeer") {
+            // It has the port before everything else, so that a start that fails changes nothing.
+            running.wait_for_line("listening");
+        }
         running
     }
 
@@ -73,6 +79,9 @@ impl Program {
             true => &["-control", "off"],
             false => &[],
         };
+        if is_proxy && self == Program::RealpeerByFile {
+            return by_file(wrapper, host, &path, &[apart, flags].concat());
+        }
         host.spawn(&[wrapper, &[&path], apart, flags].concat())
     }
 
@@ -105,11 +114,27 @@ impl Program {
     }
 }
 
+/// Starts the proxy by a file that means the same as the flags. What is no command line of a proxy is
+/// left to `config from-flags` to answer.
+fn by_file(wrapper: &[&str], host: &Host, path: &str, flags: &[&str]) -> Running {
+    let translate = [&[path, "config", "from-flags"], flags].concat();
+    let output = host.command(translate[0]).args(&translate[1..]).output();
+    let file = String::from_utf8(output.expect("the program is there").stdout);
+    let file = file.expect("TOML is UTF-8");
+    if !file.starts_with("# A configuration for realpeer") {
+        return host.spawn(&translate);
+    }
+    let directory = TempDir::new();
+    let file = directory.file("realpeer.toml", &file);
+    let words = [wrapper, &[path, "-config", &file]].concat();
+    host.spawn(&words).with(directory)
+}
+
 /// Starts the proxy on threads of this very process, in the network of the calling thread; it ends
 /// with the process. For tests that look at what happens inside.
 pub fn start_here(flags: &[&str]) {
     let words: Vec<String> = flags.iter().map(|word| (*word).to_owned()).collect();
-    let Ok(Command::Proxy(flags)) = cli::parse(&words) else {
+    let Ok(Command::Proxy(source)) = cli::parse(&words) else {
         panic!("{words:?} start the proxy");
     };
     thread::spawn(|| {
@@ -117,9 +142,8 @@ pub fn start_here(flags: &[&str]) {
             .enable_all()
             .build()
             .expect("start a runtime");
-        let settings = Settings::resolve(flags).expect("the flags are right");
         runtime
-            .block_on(daemon::run(settings))
+            .block_on(daemon::run(source, Environment::default()))
             .expect("the proxy runs");
     });
 }

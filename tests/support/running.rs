@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, wait_until};
+use super::{DEADLINE, TempDir, wait_until};
 
 /// A child process; dropping it ends it.
 pub struct Running {
@@ -18,6 +18,7 @@ pub struct Running {
     stdout: Lines,
     stderr: Lines,
     ending: Signal,
+    files: Option<TempDir>,
 }
 
 impl Running {
@@ -38,7 +39,14 @@ impl Running {
             stdout,
             stderr,
             ending: Signal::SIGKILL,
+            files: None,
         }
+    }
+
+    /// Keeps its files for as long as it runs.
+    pub fn with(mut self, files: TempDir) -> Running {
+        self.files = Some(files);
+        self
     }
 
     /// The signal that ends it when it is dropped, for a program that must end its own children.

@@ -71,6 +71,29 @@ pub fn receive_all(mut stream: &TcpStream) -> Vec<u8> {
     bytes
 }
 
+/// Receives what comes until the other side finishes or resets.
+#[track_caller]
+pub fn receive_to_any_end(stream: &TcpStream) -> Vec<u8> {
+    receive_to_the_end(stream).0
+}
+
+/// Receives what comes until the other side resets.
+#[track_caller]
+pub fn receive_until_reset(stream: &TcpStream) -> Vec<u8> {
+    let (bytes, end) = receive_to_the_end(stream);
+    assert!(end.is_err(), "an orderly end, where bytes may be missing");
+    bytes
+}
+
+fn receive_to_the_end(mut stream: &TcpStream) -> (Vec<u8>, io::Result<()>) {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => (bytes, Ok(())),
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => (bytes, Err(e)),
+        Err(e) => panic!("neither bytes nor an end: {e}"),
+    }
+}
+
 /// Sends one message each way and checks that it arrives as it was.
 #[track_caller]
 pub fn assert_carries(near: &TcpStream, far: &TcpStream) {
@@ -119,6 +142,15 @@ pub fn has_ended(stream: &TcpStream) -> bool {
 pub fn assert_turned_away(dialled: io::Result<TcpStream>) {
     match dialled {
         Ok(stream) => assert_closed(&stream),
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset, "{e}"),
+    }
+}
+
+/// As `assert_turned_away`, by a reset and nothing else.
+#[track_caller]
+pub fn assert_reset_at_once(dialled: io::Result<TcpStream>) {
+    match dialled {
+        Ok(stream) => assert_reset(&stream),
         Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset, "{e}"),
     }
 }

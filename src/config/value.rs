@@ -1,8 +1,36 @@
-//! Values of flags, read as Go's `flag` and `time` packages read them.
+//! Values of flags and keys, read as Go's `flag` and `time` packages read them.
 
 use std::fmt;
 use std::net::Ipv6Addr;
+use std::num::IntErrorKind;
 use std::time::Duration;
+
+use crate::claims;
+use crate::networks::NetworkList;
+
+/// Where a listener listens: one address at least.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses(pub Vec<HostPort>);
+
+/// Connections in a time (`10/s`). So many may come at once, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At least 1.
+    pub count: u32,
+    /// A second, a minute or an hour.
+    pub period: Duration,
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.period.as_secs() {
+            1 => "s",
+            60 => "m",
+            _ => "h",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
 
 /// A host name or address literal with a port, as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +81,7 @@ pub fn host_port(text: &str) -> Result<HostPort, String> {
 pub fn target_v4(text: &str) -> Result<HostPort, String> {
     let addr = target(text)?;
     if addr.host.parse::<Ipv6Addr>().is_ok() {
-        return Err("this flag takes an IPv4 address; use -6 for IPv6".into());
+        return Err("write an IPv4 address; for IPv6 there is -6 (in a file: ipv6)".into());
     }
     Ok(addr)
 }
@@ -62,11 +90,13 @@ pub fn target_v4(text: &str) -> Result<HostPort, String> {
 pub fn target_v6(text: &str) -> Result<HostPort, String> {
     let addr = target(text)?;
     if addr.host.parse::<std::net::Ipv4Addr>().is_ok() {
-        return Err("this flag takes an IPv6 address; use -4 for IPv4".into());
+        return Err("write an IPv6 address; for IPv4 there is -4 (in a file: ipv4)".into());
     }
     let mapped = |ip: Ipv6Addr| ip.to_ipv4_mapped().is_some();
     if addr.host.parse().is_ok_and(mapped) {
-        return Err("this is an IPv4 address in IPv6 form; use -4 for IPv4".into());
+        return Err(
+            "this is an IPv4 address in IPv6 form; for IPv4 there is -4 (in a file: ipv4)".into(),
+        );
     }
     Ok(addr)
 }
@@ -116,8 +146,11 @@ pub fn integer(text: &str) -> Result<i64, String> {
     if misplaced {
         return Err("not a number".into());
     }
-    let magnitude = u64::from_str_radix(&rest.replace('_', ""), radix)
-        .map_err(|_| "not a number".to_owned())?;
+    let magnitude =
+        u64::from_str_radix(&rest.replace('_', ""), radix).map_err(|error| match error.kind() {
+            IntErrorKind::PosOverflow => "the number is too large".to_owned(),
+            _ => "not a number".to_owned(),
+        })?;
     let signed = i128::from(magnitude) * if negative { -1 } else { 1 };
     i64::try_from(signed).map_err(|_| "the number is too large".into())
 }
@@ -135,7 +168,7 @@ pub fn integer_in(text: &str, least: i64, most: i64) -> Result<i64, String> {
 }
 
 /// Go's `time.ParseDuration` (`1h15m`, `1.5s`, `300ms`); a bare number means seconds.
-/// Negative durations are refused: nothing here has a use for one.
+/// Negative durations are refused: no flag has a use for one.
 pub fn duration(text: &str) -> Result<Duration, String> {
     const HELP: &str = "write a duration such as 10s, 1m30s or 500ms";
     let text = text.strip_prefix('+').unwrap_or(text);
@@ -179,11 +212,21 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
-/// As `duration`, but zero makes no sense.
+/// Like `duration`, but zero is refused.
 pub fn timeout(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("it must be longer than zero".into()),
         d => Ok(d),
+    }
+}
+
+/// The value of `-keepalive`: 0, or what the kernel takes as TCP_KEEPIDLE (tcp(7)).
+pub fn keepalive(text: &str) -> Result<Duration, String> {
+    /// MAX_TCP_KEEPIDLE of include/net/tcp.h, in seconds.
+    const LONGEST: u64 = 32767;
+    match duration(text)? {
+        d if d.subsec_nanos() == 0 && d.as_secs() <= LONGEST => Ok(d),
+        _ => Err(format!("it must be whole seconds, at most {LONGEST}")),
     }
 }
 
@@ -192,6 +235,71 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The length in bytes of the leading part of `text` whose characters satisfy `keep`.
 fn span(text: &str, keep: impl Fn(char) -> bool) -> usize {
     text.find(|c| !keep(c)).unwrap_or(text.len())
+}
+
+/// The value of `-mark`.
+pub fn mark(text: &str) -> Result<u32, String> {
+    count(text, 0, i64::from(u32::MAX))
+}
+
+/// The value of `-listeners`.
+pub fn sockets(text: &str) -> Result<usize, String> {
+    count(text, 1, 1024)
+}
+
+/// The value of `-workers`.
+pub fn workers(text: &str) -> Result<usize, String> {
+    count(text, 1, 1024)
+}
+
+/// The value of `-max-connections` and `-max-flows`.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    count(text, 1, i64::MAX)
+}
+
+fn count<N: TryFrom<i64>>(text: &str, least: i64, most: i64) -> Result<N, String> {
+    N::try_from(integer_in(text, least, most)?).map_err(|_| "the number is too large".into())
+}
+
+/// The value of `-name`: it becomes a part of file names.
+pub fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text.is_empty() || text.len() > 32 || text.starts_with('.') || !text.chars().all(plain) {
+        return Err("use up to 32 letters, digits, - _ and .".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// The value of `-l`: addresses with commas between.
+pub fn addresses(text: &str) -> Result<Addresses, String> {
+    text.split(',')
+        .map(|part| host_port(part.trim()))
+        .collect::<Result<_, _>>()
+        .map(Addresses)
+}
+
+/// The value of `-allow-claims`: networks with commas between.
+pub fn allow_claims(text: &str) -> Result<NetworkList, String> {
+    claims::parse_allowed(text).map(NetworkList::Here)
+}
+
+/// The value of `-max-connections-per-client`.
+pub fn per_client(text: &str) -> Result<u32, String> {
+    count(text, 1, i64::from(u32::MAX))
+}
+
+/// The value of `-connection-rate-per-client`.
+pub fn rate(text: &str) -> Result<Rate, String> {
+    const HELP: &str = "write a number and a time such as 10/s, 100/m or 1000/h";
+    let (number, unit) = text.split_once('/').ok_or(HELP)?;
+    let period = match unit.trim() {
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_secs(60),
+        "h" => Duration::from_secs(3600),
+        _ => return Err(HELP.into()),
+    };
+    let count = count(number.trim(), 1, 1_000_000)?;
+    Ok(Rate { count, period })
 }
 
 #[cfg(test)]

@@ -1,0 +1,180 @@
+//! What somebody asked for, by flags or by a file, each word checked on its own. The definitions here
+//! are the only schema: the flags, their help, the keys of a configuration file and what is
+//! allowed in them all follow from it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::choice::{
+    Choice, Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Untrusted,
+    Verbosity,
+};
+use super::value::{self, Addresses, HostPort, Rate};
+use crate::networks::NetworkList;
+
+/// The value name that marks a boolean flag, which may stand without a value.
+pub const BOOLEAN: &str = "BOOL";
+
+/// What belongs to the whole process.
+#[derive(Clone, Debug, Args)]
+pub struct ProcessDraft {
+    /// Number of threads that carry connections (default: one per core)
+    #[arg(long = "workers", value_name = "N", value_parser = value::workers)]
+    pub workers: Option<usize>,
+
+    /// How long open connections may continue after SIGTERM
+    #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
+    pub drain_timeout: Duration,
+
+    /// Policy routing: auto (add what is missing, remove it at exit) or off
+    #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = Routing::read)]
+    pub routing: Routing,
+
+    /// Name of this instance, if several run; its control socket is then NAME.sock
+    #[arg(long = "name", value_name = "NAME", value_parser = value::name)]
+    pub name: Option<String>,
+
+    /// Socket for 'realpeer ctl', or off (default: /run/realpeer/control.sock, if it can be created)
+    #[arg(long = "control", value_name = "PATH", default_value = "", hide_default_value = true, value_parser = Control::read)]
+    pub control: Control,
+
+    /// Group that may use the control socket
+    #[arg(long = "control-group", value_name = "GROUP")]
+    pub control_group: Option<String>,
+
+    /// Directory that keeps bans across restarts (default: $STATE_DIRECTORY, set by systemd)
+    #[arg(long = "state-dir", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What to log. 0: start and stop; 1: also refused connections; 2: every connection
+    #[arg(long = "v", value_name = "N", default_value = "0", value_parser = Verbosity::read)]
+    pub verbosity: Verbosity,
+
+    /// Log format: json or text (default: text on a terminal)
+    #[arg(long = "log-format", value_name = "FORMAT", value_parser = LogFormat::read)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// What belongs to one listener.
+#[derive(Clone, Debug, Args)]
+pub struct ListenerDraft {
+    /// Address to listen on, or several separated by commas; [::]:PORT accepts IPv4 as well
+    #[arg(long = "l", visible_alias = "listen-addr", value_name = "ADDR", default_value = "0.0.0.0:8443", value_parser = value::addresses)]
+    pub listen: Addresses,
+
+    /// Backend for IPv4 clients
+    #[arg(long = "4", visible_alias = "ipv4", value_name = "ADDR", default_value = "127.0.0.1:443", value_parser = value::target_v4)]
+    pub target_v4: HostPort,
+
+    /// Backend for IPv6 clients
+    #[arg(long = "6", visible_alias = "ipv6", value_name = "ADDR", default_value = "[::1]:443", value_parser = value::target_v6)]
+    pub target_v6: HostPort,
+
+    /// Connect to the destination that the header names, not to -4 or -6
+    #[arg(long = "dynamic-destination", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    pub dynamic_destination: bool,
+
+    /// Protocol: tcp or udp
+    #[arg(long = "p", visible_alias = "protocol", value_name = "PROTO", default_value = "tcp", value_parser = Protocol::read)]
+    pub protocol: Protocol,
+
+    /// Mark to set on connections to the backend (SO_MARK); 0 sets none
+    #[arg(long = "mark", visible_alias = "m", value_name = "N", default_value = "0", value_parser = value::mark)]
+    pub mark: u32,
+
+    /// File of the load balancers that may connect, one address or CIDR per line
+    #[arg(long = "allowed-subnets", visible_aliases = ["a", "allowed-networks"], value_name = "FILE", value_parser = NetworkList::file)]
+    pub allowed_subnets: Option<NetworkList>,
+
+    /// Addresses and networks, separated by commas, that clients have although they look wrong
+    /// (link-local, reserved, of this host's own, a network's first); never loopback, broadcast or
+    /// multicast
+    #[arg(long = "allow-claims", value_name = "NETWORKS", value_parser = value::allow_claims, verbatim_doc_comment)]
+    pub allow_claims: Option<NetworkList>,
+
+    /// Peers outside -allowed-subnets: refuse them, or serve them from their own address, without a header
+    #[arg(long = "untrusted", value_name = "WHAT", default_value = "refuse", value_parser = Untrusted::read)]
+    pub untrusted: Untrusted,
+
+    /// File of the clients to refuse, one address or CIDR per line
+    #[arg(long = "denied-clients", value_name = "FILE", value_parser = NetworkList::file)]
+    pub denied_clients: Option<NetworkList>,
+
+    /// File of the only clients to serve, one address or CIDR per line
+    #[arg(long = "allowed-clients", value_name = "FILE", value_parser = NetworkList::file)]
+    pub allowed_clients: Option<NetworkList>,
+
+    /// Number of sockets that share the listen address (SO_REUSEPORT)
+    #[arg(long = "listeners", value_name = "N", default_value = "1", value_parser = value::sockets)]
+    pub listeners: usize,
+
+    /// Accept connections to addresses that this host does not have (IP_TRANSPARENT)
+    #[arg(long = "listen-transparent", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = value::boolean)]
+    pub listen_transparent: bool,
+
+    /// Maximum number of open connections (default: what the open-file limit allows)
+    #[arg(long = "max-connections", value_name = "N", value_parser = value::at_least_one)]
+    pub max_connections: Option<usize>,
+
+    /// Maximum number of open connections or UDP flows per client; an IPv6 client is its /64
+    /// (default: no limit)
+    #[arg(long = "max-connections-per-client", value_name = "N", value_parser = value::per_client, verbatim_doc_comment)]
+    pub max_connections_per_client: Option<u32>,
+
+    /// Maximum rate of new connections per client, such as 10/s or 100/m (default: no limit)
+    #[arg(long = "connection-rate-per-client", value_name = "N/TIME", value_parser = value::rate)]
+    pub connection_rate_per_client: Option<Rate>,
+
+    /// If the client's port is in use here: keep (use a free one instead), any (always use a free
+    /// one), strict (refuse the connection)
+    #[arg(long = "source-port", value_name = "WHICH", default_value = "keep", value_parser = SourcePort::read, verbatim_doc_comment)]
+    pub source_port: SourcePort,
+
+    /// How long a load balancer may take to send the header
+    #[arg(long = "header-timeout", value_name = "TIME", default_value = "10s", value_parser = value::timeout)]
+    pub header_timeout: Duration,
+
+    /// How long the backend may take to answer
+    #[arg(long = "connect-timeout", value_name = "TIME", default_value = "5s", value_parser = value::timeout)]
+    pub connect_timeout: Duration,
+
+    /// Close a TCP session after this time without a byte either way; 0: never
+    #[arg(long = "idle-timeout", value_name = "TIME", default_value = "0", value_parser = value::duration)]
+    pub idle_timeout: Duration,
+
+    /// Probe a silent TCP peer after this time, and again as often; gone after 9 probes without an
+    /// answer (net.ipv4.tcp_keepalive_probes); 0: no probes
+    #[arg(long = "keepalive", value_name = "TIME", default_value = "15s", value_parser = value::keepalive, verbatim_doc_comment)]
+    pub keepalive: Duration,
+
+    /// Close a UDP flow after this time without a datagram either way; 0: never (but see -max-flows)
+    #[arg(long = "close-after", visible_alias = "c", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
+    pub close_after: Duration,
+
+    /// Where UDP datagrams carry their header: every (PROXY v2 in each), spp (Simple Proxy Protocol
+    /// in each), first (PROXY v2 in the first from each load-balancer socket; set -close-after
+    /// longer than the load balancer keeps a silent socket)
+    #[arg(long = "udp-header", value_name = "STYLE", default_value = "every", value_parser = UdpHeader::read, verbatim_doc_comment)]
+    pub udp_header: UdpHeader,
+
+    /// Maximum number of open UDP flows; a new one replaces the one that was idle the longest
+    /// (default: what the open-file limit allows)
+    #[arg(long = "max-flows", value_name = "N", value_parser = value::at_least_one, verbatim_doc_comment)]
+    pub max_flows: Option<usize>,
+
+    /// How replies are brought back: auto (depends on the target), loopback, mark, socket or udp-port
+    #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = RoutingMode::read)]
+    pub routing_mode: RoutingMode,
+
+    /// What the file calls it.
+    #[arg(skip)]
+    pub name: Option<String>,
+    /// `-4` was given.
+    #[arg(skip)]
+    pub v4_given: bool,
+    /// `-6` was given.
+    #[arg(skip)]
+    pub v6_given: bool,
+}
