@@ -78,7 +78,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     config
         .listeners
         .iter()
-        .for_each(|listener| tell(listener, config.label(listener)));
+        .for_each(|listener| tell(listener, listener.label.as_deref()));
     let (listeners, breaks) =
         Listeners::start(source, prepared, Arc::clone(&proxy), routing.handle()).await;
     proxy.manager.ready();

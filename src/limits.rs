@@ -20,7 +20,7 @@ pub fn capacity(config: &Config) -> usize {
         };
         if let Some(asked) = asked.filter(|asked| *asked > carried) {
             tracing::warn!(
-                listener = config.label(listener),
+                listener = listener.label.as_deref(),
                 asked = asked as u64,
                 carried = carried as u64,
                 limit = limit as u64,

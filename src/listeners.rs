@@ -80,7 +80,7 @@ impl Prepared {
         let admissions = config.listeners.iter().map(|listener| {
             let claims = Claims::new(&listener.allow_claims, Arc::clone(&proxy.host));
             let admission = Admission::load(listener, claims, Arc::clone(&proxy.bans));
-            about(&config, listener, admission)
+            about(listener, admission)
         });
         let admissions = admissions.collect::<Result<_>>()?;
         let held: Vec<Address> = held_by_us.iter().map(|held| address(held)).collect();
@@ -96,8 +96,8 @@ impl Prepared {
 }
 
 /// An error that says which listener it is about.
-fn about<T>(config: &Config, listener: &ListenerConfig, result: Result<T>) -> Result<T> {
-    match config.label(listener) {
+fn about<T>(listener: &ListenerConfig, result: Result<T>) -> Result<T> {
+    match listener.label.as_deref() {
         Some(name) => result.with_context(|| format!("listener {name}")),
         None => result,
     }
@@ -129,7 +129,7 @@ fn bind(
             let listener = &config.listeners[*number];
             let shared = overlapped(listener.protocol, *addr).next().is_some();
             let bound = Bound::open(*addr, listener, shared);
-            Ok((*number, about(config, listener, bound)?))
+            Ok((*number, about(listener, bound)?))
         });
         let bound = bound.collect::<Result<Vec<_>>>()?;
         bound.iter().try_for_each(|(_, bound)| bound.listen())?;
@@ -318,7 +318,7 @@ impl Listeners {
                 .chain(new)
                 .filter(|bound| bound.protocol == listener.protocol);
             let listen = ours.map(|bound| bound.addr).collect();
-            let record = self.record(&mut state.records, &config, listener);
+            let record = self.record(&mut state.records, listener);
             Arc::new(Service {
                 destinations: Destinations::new(listener, listen),
                 upstream: upstream::Options {
@@ -377,13 +377,12 @@ impl Listeners {
     fn record(
         &self,
         records: &mut HashMap<(Option<String>, Protocol), Arc<Record>>,
-        config: &Config,
         listener: &ListenerConfig,
     ) -> Arc<Record> {
         let key = (listener.name.clone(), listener.protocol);
         let record = records.entry(key).or_insert_with(|| {
             let reporter = Reporter::new(Arc::clone(&self.proxy.volume), listener.protocol);
-            let (name, label) = (listener.name.as_deref(), config.label(listener));
+            let (name, label) = (listener.name.as_deref(), listener.label.as_deref());
             Arc::new(Record::new(name, label, reporter, self.proxy.workers.len()))
         });
         Arc::clone(record)

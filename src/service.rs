@@ -42,7 +42,7 @@ pub struct Service {
 pub struct Record {
     /// What it is called.
     pub name: Option<Arc<str>>,
-    /// Its name in log lines ([`crate::config::Config::label`]).
+    /// Its name in log lines.
     pub label: Option<Arc<str>>,
     /// What is said about refused connections.
     pub reporter: Reporter,

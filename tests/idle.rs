@@ -300,7 +300,7 @@ fn both_are_for_tcp_only() {
         let ended = check("udp");
         assert_ne!(ended.code, 0);
         let key = line.split(' ').next().expect("a key");
-        let said = format!("{key}: has no meaning for a listener of udp");
+        let said = format!("{key} has no meaning for a listener of udp");
         assert!(ended.stderr.contains(&said), "{}", ended.stderr);
     }
 }

@@ -246,7 +246,8 @@ fn status_and_connections_go_by_listener() {
 
 #[test]
 fn log_lines_of_a_listener_say_its_name() {
-    let site = Site::new(&("verbosity = 2\n".to_owned() + &three()));
+    // One is called as the process is.
+    let site = Site::new(&("verbosity = 2\nname = \"a\"\n".to_owned() + &three()));
     let (backend, udp_backend) = (
         Backend::listen(&site.server, NINE),
         open(&site.server, NINE),

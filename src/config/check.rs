@@ -115,6 +115,7 @@ fn listener(
     }
     Some(ListenerConfig {
         name: draft.name,
+        label: draft.label,
         protocol: draft.protocol,
         listen,
         listeners: draft.listeners,

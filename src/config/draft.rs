@@ -168,9 +168,12 @@ pub struct ListenerDraft {
     #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = RoutingMode::read)]
     pub routing_mode: RoutingMode,
 
-    /// What the file calls it.
+    /// What it is called.
     #[arg(skip)]
     pub name: Option<String>,
+    /// Its name in log lines.
+    #[arg(skip)]
+    pub label: Option<String>,
     /// `-4` was given.
     #[arg(skip)]
     pub v4_given: bool,

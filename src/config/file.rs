@@ -477,7 +477,7 @@ impl Section {
         let (mut draft, matches) = self.draft::<ListenerDraft>()?;
         let given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
         (draft.v4_given, draft.v6_given) = (given("target_v4"), given("target_v6"));
-        draft.name = self.name.clone();
+        (draft.name, draft.label) = (self.name.clone(), self.name.clone());
         // The default must not be told to be in the way of others.
         if self.failed("l") || self.failed("p") {
             draft.listen.0.clear();

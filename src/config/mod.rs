@@ -111,6 +111,8 @@ pub struct Process {
 pub struct ListenerConfig {
     /// What it is called: by the file, or by `-name`.
     pub name: Option<String>,
+    /// Its name in log lines; `-name` is the process's, whose lines never had one.
+    pub label: Option<String>,
     /// TCP or UDP (`-p`).
     pub protocol: Protocol,
     /// Where load balancers connect to (`-l`), one address at least.
@@ -191,12 +193,6 @@ pub struct RouteTarget {
 }
 
 impl Config {
-    /// A listener's name in log lines; one that is called as the process is needs none.
-    pub fn label<'a>(&self, listener: &'a ListenerConfig) -> Option<&'a str> {
-        let name = listener.name.as_deref();
-        name.filter(|_| name != self.process.name.as_deref())
-    }
-
     /// The targets of all listeners, each once.
     pub fn route_targets(&self) -> Vec<RouteTarget> {
         let mut all: Vec<RouteTarget> = Vec::new();

@@ -91,7 +91,7 @@ pub async fn warn_at_start(config: &Config) {
             Ok(mut checks) => {
                 checks.retain(|check| check.status != Status::Ok && !told.contains(check));
                 for check in &checks {
-                    let name = config.label(listener);
+                    let name = listener.label.as_deref();
                     tracing::warn!(
                         listener = name,
                         check = check.id,
@@ -130,7 +130,7 @@ pub async fn examine_all(config: &Config, options: &Options) -> Result<Vec<Check
     let mut found = Vec::new();
     for listener in &config.listeners {
         let checks = examine(config, listener, options).await?;
-        found.push((config.label(listener), checks));
+        found.push((listener.label.as_deref(), checks));
     }
     if let [(name, checks)] = &found[..] {
         return Ok(checks.iter().map(|check| check.clone().of(*name)).collect());
