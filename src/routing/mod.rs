@@ -99,15 +99,7 @@ pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Instal
         return Ok(installed);
     }
     clean_leftovers(&keeper.kernel).await;
-    match keeper.ensure().await {
-        Ok(outcomes) => {
-            marks.set(&keeper.needs, &outcomes);
-            for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
-                say(need, outcome);
-            }
-        }
-        Err(e) => warn!("routing: {e:#}"),
-    }
+    put_in(&mut keeper, &marks).await;
     let restored = Arc::clone(&installed.restored);
     let targets = targets.to_vec();
     let (sender, mut orders) = mpsc::channel(1);
@@ -193,6 +185,19 @@ async fn clean_leftovers(kernel: &Kernel) {
             Ok(_) => info!("routing: cleaned table {table}, left behind by a killed instance"),
             Err(e) => debug!("cannot clean table {table}: {e}"),
         }
+    }
+}
+
+/// Puts in what the targets need and lack, and says so in the log.
+async fn put_in(keeper: &mut Keeper, marks: &Marks) {
+    match keeper.ensure().await {
+        Ok(outcomes) => {
+            marks.set(&keeper.needs, &outcomes);
+            for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
+                say(need, outcome);
+            }
+        }
+        Err(e) => warn!("routing: {e:#}"),
     }
 }
 

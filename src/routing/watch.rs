@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::keeper::Outcome;
 use super::plan::Way;
-use super::{Keeper, Marks, explain, say, survey};
+use super::{Keeper, Marks, explain, put_in, say, survey};
 use crate::config::RouteTarget;
 
 /// Changes come in bursts; look once they are over, or almost.
@@ -101,15 +101,7 @@ async fn follow(keeper: &mut Keeper, targets: &[RouteTarget], marks: &Marks) {
         Ok(needs) => keeper.needs = needs,
         Err(e) => return warn!("routing: {e:#}"),
     }
-    match keeper.ensure().await {
-        Ok(outcomes) => {
-            marks.set(&keeper.needs, &outcomes);
-            for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
-                say(need, outcome);
-            }
-        }
-        Err(e) => warn!("routing: {e:#}"),
-    }
+    put_in(keeper, marks).await;
     if let Err(e) = keeper.take_away_unneeded().await {
         warn!("routing: cannot take away what no target needs any more: {e}");
     }

@@ -2,6 +2,7 @@
 //! load balancer and the backends.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::UdpSocket;
 
 use nix::sys::signal::Signal;
@@ -9,6 +10,15 @@ use serde_json::Value;
 
 use super::stage::{Session, VISITED, wire};
 use super::{Backend, Ctl, Host, Program, Running, TempDir, addr, datagrams, header, streams};
+
+/// Where the first two listeners are found.
+pub const AT_A: &str = "192.0.2.10:2201";
+pub const AT_B: &str = "192.0.2.10:2202";
+/// Backends.
+pub const NINE: &str = "127.0.0.1:9000";
+pub const NINE_TOO: &str = "127.0.0.1:9001";
+/// A second client.
+pub const OTHER: &str = "203.0.113.8:40001";
 
 /// The hosts and what runs there.
 pub struct Site {
@@ -117,6 +127,30 @@ impl Site {
         found
             .unwrap_or_else(|| panic!("no {name} in {status}"))
             .clone()
+    }
+
+    /// Checks that nobody listens there.
+    #[track_caller]
+    pub fn assert_refused(&self, at: &str) {
+        let error = self
+            .balancer
+            .try_dial(None, at)
+            .expect_err("nobody listens");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{at}");
+    }
+
+    /// The inodes of the sockets that listen on this port, sorted.
+    pub fn sockets(&self, port: u16) -> Vec<String> {
+        let list = self
+            .server
+            .run(&["ss", "-Hlntue", &format!("sport = :{port}")]);
+        let mut inodes: Vec<String> = list
+            .split_whitespace()
+            .filter(|word| word.starts_with("ino:"))
+            .map(str::to_owned)
+            .collect();
+        inodes.sort();
+        inodes
     }
 
     /// The policy rules of a host.
