@@ -128,11 +128,16 @@ pub enum LogFormat {
     Json,
     /// A line for people.
     Text,
+    /// Entries of the systemd journal, with a field for each key.
+    Journal,
 }
 
 impl Choice for LogFormat {
-    const WORDS: &'static [(&'static str, LogFormat)] =
-        &[("json", LogFormat::Json), ("text", LogFormat::Text)];
+    const WORDS: &'static [(&'static str, LogFormat)] = &[
+        ("json", LogFormat::Json),
+        ("text", LogFormat::Text),
+        ("journal", LogFormat::Journal),
+    ];
 }
 
 /// Where the control socket is (`-control`).

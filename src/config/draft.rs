@@ -52,7 +52,7 @@ pub struct ProcessDraft {
     #[arg(long = "v", value_name = "N", default_value = "0", value_parser = Verbosity::read)]
     pub verbosity: Verbosity,
 
-    /// Log format: json or text (default: text on a terminal)
+    /// Log format: json, text or journal (default: by where it goes)
     #[arg(long = "log-format", value_name = "FORMAT", value_parser = LogFormat::read)]
     pub log_format: Option<LogFormat>,
 }

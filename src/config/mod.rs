@@ -102,7 +102,8 @@ pub struct Process {
     pub state_dir: Option<PathBuf>,
     /// How much is logged.
     pub verbosity: Verbosity,
-    /// How log lines look; `None` for text on a terminal and JSON elsewhere.
+    /// How log lines look; `None` for the journal where standard error goes there, text on a terminal
+    /// and JSON elsewhere.
     pub log_format: Option<LogFormat>,
 }
 

@@ -103,7 +103,7 @@ fn process(process: &Process) -> Vec<Row> {
             process
                 .log_format
                 .map(|format| text(format.word()))
-                .ok_or("text on a terminal, json elsewhere"),
+                .ok_or("journal if standard error goes there, text on a terminal, json elsewhere"),
         ),
     ]
 }

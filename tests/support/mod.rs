@@ -12,6 +12,7 @@ pub mod fail2ban;
 pub mod header;
 pub mod host;
 pub mod journal;
+pub mod journald;
 pub mod program;
 pub mod running;
 pub mod servers;
