@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use realpeer::cli::{self, Command, ConfigAction};
+use realpeer::starter::Starter;
 use realpeer::{ban_relay, config, control, daemon, demo, doctor, log, output, routing, sys};
 use tokio::runtime::Builder;
 
@@ -41,7 +42,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Proxy(source) => {
-            let environment = sys::systemd::take_environment().context("what systemd passed on")?;
+            // First: it keeps what this process gives up.
+            let starter = Starter::fork().context("cannot fork")?;
+            let mut environment =
+                sys::systemd::take_environment().context("what systemd passed on")?;
+            environment.starter = Some(starter);
             daemon::hold_hangups()?;
             wait(daemon::run(source, environment))?;
         }

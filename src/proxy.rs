@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::addr::TargetAddr;
 use crate::bans::Bans;
 use crate::claims::Host;
+use crate::handover::elders::Elders;
 use crate::report::Volume;
 use crate::sessions::{EndedBy, Session, SessionId, Sessions};
 use crate::systemd::Manager;
@@ -36,6 +37,8 @@ pub struct Proxy {
     pub manager: Manager,
     /// No new connections are taken, and the end of each is told.
     pub draining: AtomicBool,
+    /// Processes before this one that still carry sessions.
+    pub elders: Elders,
     /// Told at each connection's end while draining.
     pub ended: Notify,
 }

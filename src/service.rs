@@ -174,6 +174,12 @@ impl Service {
         }
     }
 
+    /// Counts a flow that another process let in, whatever the limits say.
+    pub fn adopt(&self, client: ClientAddr) -> Option<Permit> {
+        let most = self.config.max_connections_per_client;
+        most.and_then(|_| self.record.clients.adopt(client))
+    }
+
     /// Notes that a worker carries one connection or UDP flow more.
     pub fn began(&self, worker: usize) {
         self.proxy.workers[worker].began();
@@ -197,6 +203,8 @@ pub struct Current {
     // Read for each connection: a lock would be shared by all workers.
     service: ArcSwap<Service>,
     paused: AtomicBool,
+    /// Its tasks are to come to rest, for another process takes over.
+    leaving: AtomicBool,
     /// UDP flows open.
     flows: AtomicUsize,
 }
@@ -207,6 +215,7 @@ impl Current {
         Current {
             service: ArcSwap::new(service),
             paused: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             flows: AtomicUsize::new(0),
         }
     }
@@ -230,6 +239,16 @@ impl Current {
     /// Whether nothing new is taken.
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Whether its tasks are to come to rest.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Says whether its tasks are to come to rest; those of UDP are to be woken then.
+    pub fn leave(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Relaxed);
     }
 
     /// UDP flows open at the address.

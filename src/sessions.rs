@@ -151,6 +151,21 @@ impl Sessions {
         self.kills.subscribe()
     }
 
+    /// Lets UDP listeners look around.
+    pub fn wake_flows(&self) {
+        self.kills.send_replace(());
+    }
+
+    /// The highest id that was given so far, or will have been with the next.
+    pub fn last_id(&self) -> SessionId {
+        self.open().next
+    }
+
+    /// Gives ids above this one from now on, which are those of another process.
+    pub fn begin_above(&self, id: SessionId) {
+        self.open().next += id;
+    }
+
     /// Tells whose connection it is. Whoever bans that client from now on finds it here.
     pub fn introduce(&self, id: SessionId, route: Route) {
         if let Some(session) = self.open().sessions.get_mut(&id) {

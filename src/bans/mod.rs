@@ -21,6 +21,8 @@ pub use list::{Ban, BanList, UnixSeconds, after, now};
 pub struct Bans {
     list: RwLock<BanList>,
     journal: Mutex<Option<Journal>>,
+    /// While another process may have the file.
+    resting: Mutex<Option<Journal>>,
     /// Held by who waits for the disk.
     syncing: tokio::sync::Mutex<()>,
 }
@@ -33,6 +35,40 @@ impl Bans {
         *self.list_mut() = list;
         *self.journal() = Some(journal);
         Ok(())
+    }
+
+    /// Takes over the bans of another process, in place of those that a file may have had.
+    pub fn take_over(&self, bans: BanList) {
+        *self.list_mut() = bans;
+        if let Some(journal) = self.journal().as_mut()
+            && let Err(error) = journal.mend(&self.list())
+        {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "changes of the bans cannot be written down for now"
+            );
+        }
+    }
+
+    /// Leaves the file to another process until `go_on`.
+    pub fn rest(&self) {
+        let journal = self.journal().take();
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = journal.map(Journal::let_go);
+    }
+
+    /// Takes the file again, and writes it anew.
+    pub fn go_on(&self) {
+        let resting = self.resting.lock();
+        let resting = resting.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(journal) = resting {
+            *self.journal() = Some(journal);
+            if let Err(error) = self.mend() {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "changes of the bans cannot be written down for now"
+                );
+            }
+        }
     }
 
     /// The ban that a client is under at a listener.

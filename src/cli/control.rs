@@ -31,6 +31,7 @@ use crate::suggest;
                    drain [LISTENER]    stop accepting there; open sessions continue\n  \
                    resume [LISTENER]   accept connections there again\n  \
                    reload              reread the configuration and its lists\n  \
+                   upgrade             have a new process of the program take over\n  \
                    log 0|1|2           change the verbosity until the next start",
     after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
@@ -99,6 +100,8 @@ pub enum CtlAction {
     Reload,
     /// Change how much is logged.
     Log(u8),
+    /// Have a new process take over.
+    Upgrade,
 }
 
 /// Parses what follows `realpeer ctl`.
@@ -115,7 +118,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
-const ACTIONS: [&str; 10] = [
+const ACTIONS: [&str; 11] = [
     "status",
     "connections",
     "kill",
@@ -126,6 +129,7 @@ const ACTIONS: [&str; 10] = [
     "resume",
     "reload",
     "log",
+    "upgrade",
 ];
 
 fn action(words: &[String]) -> Result<CtlAction, String> {
@@ -135,6 +139,7 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         ["connections"] => Ok(CtlAction::Connections),
         ["bans"] => Ok(CtlAction::Bans),
         ["reload"] => Ok(CtlAction::Reload),
+        ["upgrade"] => Ok(CtlAction::Upgrade),
         ["drain"] => Ok(CtlAction::Drain(None)),
         ["drain", listener] => Ok(CtlAction::Drain(Some(listener.to_owned()))),
         ["resume"] => Ok(CtlAction::Resume(None)),

@@ -70,6 +70,7 @@ pub fn whole(process: ProcessDraft, listeners: Vec<Checked>) -> Config {
         process: Process {
             workers: process.workers.unwrap_or_else(cores),
             drain_timeout: process.drain_timeout,
+            upgrade_drain: process.upgrade_drain,
             routing: process.routing,
             name: process.name,
             control: process.control,

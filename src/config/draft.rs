@@ -28,6 +28,10 @@ pub struct ProcessDraft {
     #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
     pub drain_timeout: Duration,
 
+    /// How long the sessions of the old process may continue after an upgrade (default: no limit)
+    #[arg(long = "upgrade-drain", value_name = "TIME", value_parser = value::duration)]
+    pub upgrade_drain: Option<Duration>,
+
     /// Policy routing: auto (add what is missing, remove it at exit) or off
     #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = Routing::read)]
     pub routing: Routing,

@@ -90,6 +90,9 @@ pub struct Process {
     pub workers: usize,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// How long sessions may go on after a hand-over to a new process (`-upgrade-drain`); `None` for
+    /// any time.
+    pub upgrade_drain: Option<Duration>,
     /// About the policy routing.
     pub routing: Routing,
     /// What this instance is called (`-name`).

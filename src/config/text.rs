@@ -82,6 +82,10 @@ fn process(process: &Process) -> Vec<Row> {
     vec![
         ("workers", number(process.workers)),
         ("drain-timeout", time(process.drain_timeout)),
+        (
+            "upgrade-drain",
+            process.upgrade_drain.map_or(Err("no limit"), time),
+        ),
         ("routing", Ok(text(process.routing.word()))),
         ("name", process.name.as_deref().map(text).ok_or("none")),
         ("control", control),

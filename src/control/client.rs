@@ -14,6 +14,10 @@ use crate::output;
 /// How long the proxy may take for a line of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long an upgrade may take: the proxy gives the new process 10 s, and may have a reload to end
+/// first.
+const LONGEST_UPGRADE: Duration = Duration::from_secs(60);
+
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -125,12 +129,17 @@ fn request(flags: &CtlFlags) -> Request {
         },
         CtlAction::Reload => Request::Reload {},
         CtlAction::Log(level) => Request::Log { level },
+        CtlAction::Upgrade => Request::Upgrade {},
     }
 }
 
 fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let patience = match request {
+        Request::Upgrade {} => LONGEST_UPGRADE,
+        _ => PATIENCE,
+    };
+    stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');

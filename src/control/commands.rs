@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use super::older;
 use super::protocol::{Connection, End, LastRefused, Line, Listener, Network, Request, Status};
 use crate::bans::{self, Ban};
 use crate::config::{self, Choice, Verbosity};
+use crate::handover::succession::Succession;
 use crate::listeners::Listeners;
 use crate::proxy::Proxy;
 use crate::service::{Record, Service};
@@ -29,6 +31,8 @@ pub struct Office {
     pub listeners: Arc<Listeners>,
     /// When they began to.
     pub started: Instant,
+    /// Whether another process takes over.
+    pub succession: Succession,
 }
 
 impl Office {
@@ -45,9 +49,38 @@ impl Office {
         }
     }
 
-    /// Does what is asked, and tells the lines of the answer.
+    /// Does what is asked, and tells the lines of the answer: those of processes before this one,
+    /// too. When another process serves, it answers.
     pub async fn answer(&self, request: Request) -> Vec<Line> {
+        let succession = &self.succession;
+        let gate = match request {
+            // These change nothing that is passed on, or keep away from it by themselves.
+            Request::Status {}
+            | Request::Connections { .. }
+            | Request::Bans {}
+            | Request::Config {}
+            | Request::Reload {}
+            | Request::Upgrade {} => None,
+            _ => Some(succession.gate.read().await),
+        };
+        if succession.is_over() {
+            return succession.relay(&request).await;
+        }
+        let lines = match request {
+            Request::Upgrade {} => end(self.upgrade().await),
+            ref request => self.answer_alone(request.clone()).await,
+        };
+        drop(gate);
         match request {
+            Request::Reload {} if succession.is_over() => succession.relay(&request).await,
+            _ => older::add(&self.proxy().elders, &request, lines).await,
+        }
+    }
+
+    /// As `answer`, for this process only.
+    pub async fn answer_alone(&self, request: Request) -> Vec<Line> {
+        match request {
+            Request::Upgrade {} => end(End::error("another process serves")),
             Request::Status {} => end(self.status().await),
             Request::Connections { listener } => self.connections(listener.as_deref()).await,
             Request::Kill { id, client } => end(self.kill(id, client)),
@@ -81,6 +114,16 @@ impl Office {
                 config: Some(config::in_force(&self.listeners.config().await)),
                 ..End::ok()
             }),
+        }
+    }
+
+    async fn upgrade(&self) -> End {
+        match self.succession.order().await {
+            Ok(pid) => End {
+                pid: Some(pid),
+                ..End::ok()
+            },
+            Err(error) => End::error(format!("this process goes on: {error}")),
         }
     }
 
@@ -132,6 +175,7 @@ impl Office {
                 bans: self.proxy().bans.list().len(),
                 counts,
                 listeners,
+                older: Vec::new(),
                 refused,
             }),
             ..End::ok()
@@ -158,6 +202,7 @@ impl Office {
                 peer: session.peer.0,
                 target: session.route.map(|route| route.target.0),
                 age: session.began.elapsed().as_secs(),
+                pid: None,
             },
         }))
     }

@@ -5,6 +5,7 @@
 
 mod client;
 mod commands;
+mod older;
 mod protocol;
 mod server;
 mod socket;
@@ -15,9 +16,9 @@ use std::path::{Path, PathBuf};
 pub(crate) use client::status;
 pub use client::{Failure, config, run};
 pub use commands::Office;
-pub(crate) use protocol::{LastRefused, Listener, Status};
+pub(crate) use protocol::{End, LastRefused, Line, Listener, Request, Status};
 pub use server::serve;
-pub use socket::{Place, bind};
+pub use socket::{Bound, Place, bind};
 
 /// Where control sockets are when nobody says otherwise.
 const DIRECTORY: &str = "/run/realpeer";

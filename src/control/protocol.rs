@@ -12,7 +12,7 @@ use crate::networks;
 use crate::sessions::SessionId;
 
 /// What is asked for.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
     /// What runs, and its counts.
@@ -66,6 +66,8 @@ pub enum Request {
     Log { level: u8 },
     /// What is in force, as TOML.
     Config {},
+    /// Have a new process of the program take over.
+    Upgrade {},
 }
 
 /// A network that may also be written as a bare address.
@@ -114,6 +116,9 @@ pub struct End {
     /// When a new ban ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<UnixSeconds>,
+    /// The process that serves since an `upgrade`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// The answer to `config`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
@@ -159,9 +164,23 @@ pub struct Status {
     pub counts: BTreeMap<String, u64>,
     #[serde(default)]
     pub listeners: Vec<Listener>,
+    /// Processes before this one that still carry sessions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<Older>,
     /// The last refusal of each kind that there was, at whatever listener.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, LastRefused>,
+}
+
+/// A process that was succeeded by another and still carries sessions.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Older {
+    pub pid: u32,
+    /// Missing if it does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<usize>,
+    /// Seconds since it was succeeded.
+    pub since: u64,
 }
 
 /// A listener, and what happened there.
@@ -212,6 +231,9 @@ pub struct Connection {
     pub target: Option<SocketAddr>,
     /// Seconds since it was taken.
     pub age: u64,
+    /// The process that carries it, if that was succeeded by another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 #[cfg(test)]

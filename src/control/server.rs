@@ -3,9 +3,11 @@
 //! its commands get.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -44,10 +46,18 @@ pub async fn serve(place: Place, office: Arc<Office>) -> io::Result<()> {
     };
     tracing::debug!(path = %bound.path.display(), "control socket");
     let listener = UnixListener::from_std(bound.listener.try_clone()?)?;
+    office.succession.have_control(bound);
+    let end = pin!(office.succession.end.notified());
+    let mut end = end.fuse();
     let places = Arc::new(Semaphore::new(CLIENTS));
     let mut clients = JoinSet::new();
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Another process accepts. Who is here already is served on.
+            _ = &mut end => break,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a control connection at the moment");
@@ -67,6 +77,9 @@ pub async fn serve(place: Place, office: Arc<Office>) -> io::Result<()> {
             drop(place);
         });
     }
+    drop(listener);
+    while clients.join_next().await.is_some() {}
+    Ok(())
 }
 
 async fn converse(stream: UnixStream, office: &Office) -> io::Result<()> {

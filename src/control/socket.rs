@@ -2,9 +2,11 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -34,10 +36,52 @@ pub struct Bound {
     /// Where it is.
     pub path: PathBuf,
     inode: u64,
+    /// The file stays when this is dropped.
+    kept: AtomicBool,
+}
+
+impl Bound {
+    /// Takes over the socket of another process, whose file this one leaves alone until `own`.
+    pub fn inherit(socket: OwnedFd, path: PathBuf, inode: u64) -> Bound {
+        Bound {
+            listener: UnixListener::from(socket),
+            path,
+            inode,
+            kept: AtomicBool::new(true),
+        }
+    }
+
+    /// The socket, to be passed on.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        Ok(self.listener.try_clone()?.into())
+    }
+
+    /// Of its file.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// It is another process's, too.
+    pub fn is_inherited(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// The file is to go with it.
+    pub fn own(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+    }
+
+    /// Leaves the file to another process.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
+        if self.kept.load(Ordering::Relaxed) {
+            return;
+        }
         // Whoever removed ours and put another there keeps that one.
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);
@@ -63,12 +107,18 @@ pub struct Wanted {
 
 /// Opens the control socket. None if there shall be none, or if the usual place is out of reach.
 /// Whom it must be waited for is told. Fails when a place that was asked for cannot be had.
-pub fn bind(process: &Process) -> Result<Option<Place>> {
+/// `inherited` is the socket of a process before this one, which is taken if it is at that place.
+pub fn bind(process: &Process, inherited: Option<Bound>) -> Result<Option<Place>> {
     let (path, asked) = match &process.control {
         Control::Off => return Ok(None),
         Control::Usual => (usual_path(process.name.as_deref()), false),
         Control::At(path) => (path.clone(), true),
     };
+    if let Some(bound) = inherited {
+        if bound.path == path {
+            return Ok(Some(Place::Ours(bound)));
+        }
+    }
     let group = process.control_group.as_deref().map(group_id);
     let group = group.transpose().context("-control-group")?;
     let wanted = Wanted { path, group };
@@ -163,6 +213,7 @@ fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
         listener,
         path: path.to_owned(),
         inode,
+        kept: AtomicBool::new(false),
     })
 }
 

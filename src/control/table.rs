@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::protocol::{Connection, End, Line, Listener, Status};
+use super::protocol::{Connection, End, Line, Listener, Older, Status};
 use crate::bans::{self, Ban};
 use crate::cli::CtlAction;
 use crate::stats::Count;
@@ -17,7 +17,14 @@ pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
                 Line::Connection { connection } => Some(connection_row(connection)),
                 _ => None,
             });
-            table(&["ID", "CLIENT", "PEER", "TARGET", "AGE"], rows)
+            let mut head = vec!["ID", "CLIENT", "PEER", "TARGET", "AGE"];
+            let older = lines.iter().any(is_older);
+            head.extend(older.then_some("PROCESS"));
+            let rows = rows.map(|mut row: Vec<String>| {
+                row.truncate(head.len());
+                row
+            });
+            table(&head, rows)
         }
         CtlAction::Bans => {
             let rows = lines.iter().filter_map(|line| match line {
@@ -34,8 +41,16 @@ pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
         CtlAction::Drain(name) => format!("{} accepts nothing new\n", listener_word(name)),
         CtlAction::Resume(name) => format!("{} accepts connections again\n", listener_word(name)),
         CtlAction::Reload => "the configuration was read again\n".to_owned(),
+        CtlAction::Upgrade => {
+            let pid = end.pid.unwrap_or_default();
+            format!("process {pid} has taken over\n")
+        }
         CtlAction::Log(level) => format!("logging at {level} until the next start\n"),
     }
+}
+
+fn is_older(line: &Line) -> bool {
+    matches!(line, Line::Connection { connection } if connection.pid.is_some())
 }
 
 fn listener_word(name: &Option<String>) -> &str {
@@ -59,6 +74,12 @@ fn status(status: &Status) -> String {
         ("open now", status.open.to_string()),
         ("bans", status.bans.to_string()),
     ];
+    rows.extend(
+        status
+            .older
+            .iter()
+            .map(|older| ("older process", older_words(older))),
+    );
     let single = match &status.listeners[..] {
         [only] => Some(only),
         _ => None,
@@ -98,6 +119,15 @@ fn status(status: &Status) -> String {
         );
     }
     out
+}
+
+fn older_words(older: &Older) -> String {
+    let open = match older.open {
+        Some(open) => format!("{open} open"),
+        None => "does not answer".to_owned(),
+    };
+    let since = duration(older.since);
+    format!("{}, {open}, succeeded {since} ago", older.pid)
 }
 
 fn addresses(listener: &Listener) -> String {
@@ -144,6 +174,7 @@ fn connection_row(connection: &Connection) -> Vec<String> {
         connection.peer.to_string(),
         connection.target.map_or("-".to_owned(), |t| t.to_string()),
         duration(connection.age),
+        connection.pid.map_or(String::new(), |pid| pid.to_string()),
     ]
 }
 

@@ -36,6 +36,7 @@ pub use marks::Marks;
 pub use switch::command;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,6 +46,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use crate::config::{RouteTarget, Routing};
+use crate::handover::message::RoutingPaper;
 use family::Family;
 use keeper::{Keeper, Outcome};
 use kernel::Kernel;
@@ -65,15 +67,22 @@ pub struct Installed {
 pub struct Handle {
     marks: Arc<Marks>,
     /// `None` where nobody keeps the routing.
-    orders: Option<mpsc::Sender<watch::Order>>,
+    orders: Option<mpsc::Sender<watch::Request>>,
 }
 
 /// Puts in what is missing for the targets and says so in the log, then keeps watch over it.
 /// With [`Routing::Off`] it only looks which marks are asked for.
 ///
 /// What cannot be put in is a loud warning, not an error: the routing may come later, or by hand.
+///
+/// `inherited` is what a process before this one has put in, and the lock of its table: that is kept
+/// whatever `routing` says, for sessions of that process need it.
 /// Fails when `-routing-mode` does not fit the targets.
-pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Installed> {
+pub async fn install(
+    targets: &[RouteTarget],
+    routing: Routing,
+    inherited: Option<(RoutingPaper, OwnedFd)>,
+) -> Result<Installed> {
     let (stop, stopped) = oneshot::channel();
     let marks = Arc::new(Marks::default());
     let mut installed = Installed {
@@ -94,7 +103,10 @@ pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Instal
     };
     let needs = survey::needs(&kernel, targets).await?;
     let mut keeper = Keeper::new(kernel, needs, None);
-    if routing == Routing::Off {
+    if let Some((paper, lock)) = inherited {
+        keeper.inherit(paper, owner::succeed(paper.table, lock)?);
+    }
+    if routing == Routing::Off && keeper.lock.is_none() {
         marks.look(&keeper).await;
         return Ok(installed);
     }
@@ -107,7 +119,8 @@ pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Instal
     installed.watcher = Some(tokio::spawn(async move {
         tokio::select! {
             () = watch::watch(&mut keeper, targets, &mut orders, &marks, restored) => {}
-            _ = stopped => {}
+            // Without a word, what was put in is another process's.
+            stopped = stopped => if stopped.is_err() { return },
         }
         if let Err(e) = keeper.clear().await {
             warn!("routing: cannot take away what was put in: {e}");
@@ -127,9 +140,17 @@ impl Installed {
         self.restored.load(Ordering::Relaxed)
     }
 
+    /// Leaves what was put in to another process.
+    pub async fn leave(self) {
+        if let Some(watcher) = self.watcher {
+            watcher.abort();
+            _ = watcher.await;
+        }
+    }
+
     /// Takes away what was put in, and nothing else.
     pub async fn remove(self) {
-        drop(self.stop);
+        let _ = self.stop.send(());
         if let Some(watcher) = self.watcher {
             _ = watcher.await;
         }
@@ -157,9 +178,18 @@ impl Handle {
             return self.look(&targets).await;
         };
         let (done, is_done) = oneshot::channel();
-        if orders.send(watch::Order { targets, done }).await.is_ok() {
+        let order = watch::Request::Keep(watch::Order { targets, done });
+        if orders.send(order).await.is_ok() {
             let _ = is_done.await;
         }
+    }
+
+    /// What is there to be passed on to another process, with the lock of the table.
+    pub async fn paper(&self) -> Option<(RoutingPaper, OwnedFd)> {
+        let (answer, paper) = oneshot::channel();
+        let order = watch::Request::Describe(answer);
+        self.orders.as_ref()?.send(order).await.ok()?;
+        paper.await.ok()?
     }
 
     /// Only looks which marks these targets need, as with [`Routing::Off`] at start.

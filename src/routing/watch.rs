@@ -4,6 +4,7 @@
 //! takes the socket match away.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::keeper::Outcome;
 use super::plan::Way;
 use super::{Keeper, Marks, explain, put_in, say, survey};
 use crate::config::RouteTarget;
+use crate::handover::message::RoutingPaper;
 
 /// Changes come in bursts; look once they are over, or almost.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -32,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub async fn watch(
     keeper: &mut Keeper,
     mut targets: Vec<RouteTarget>,
-    orders: &mut mpsc::Receiver<Order>,
+    orders: &mut mpsc::Receiver<Request>,
     marks: &Marks,
     restored: Arc<AtomicU64>,
 ) {
@@ -42,7 +44,14 @@ pub async fn watch(
     loop {
         tokio::select! {
             () = async { changes.wait().await; pause.over().await } => {}
-            Some(order) = orders.recv() => {
+            Some(request) = orders.recv() => {
+                let order = match request {
+                    Request::Keep(order) => order,
+                    Request::Describe(answer) => {
+                        let _ = answer.send(keeper.paper());
+                        continue;
+                    }
+                };
                 targets = order.targets;
                 follow(keeper, &targets, marks).await;
                 changes.hear_nft(keeper.has_nft());
@@ -84,6 +93,15 @@ pub async fn watch(
             pause.lengthen();
         }
     }
+}
+
+/// What is asked of who looks after the routing.
+#[derive(Debug)]
+pub enum Request {
+    /// Other targets.
+    Keep(Order),
+    /// What is there to be passed on to another process, with the lock of the table.
+    Describe(oneshot::Sender<Option<(RoutingPaper, OwnedFd)>>),
 }
 
 /// Other targets than before, after a reload.

@@ -5,5 +5,7 @@
 pub mod datagram;
 pub mod icmp;
 pub mod interfaces;
+pub mod passing;
+pub mod process;
 pub mod socket;
 pub mod systemd;

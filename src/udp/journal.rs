@@ -28,6 +28,8 @@ pub enum Ending {
     Stopped,
     /// Its socket could not be watched.
     Unwatched,
+    /// Another process has it now.
+    HandedOver,
 }
 
 impl fmt::Display for Ending {
@@ -39,6 +41,7 @@ impl fmt::Display for Ending {
             Ending::Killed => "ended by realpeer ctl kill",
             Ending::Stopped => "realpeer stops",
             Ending::Unwatched => "its socket could not be watched",
+            Ending::HandedOver => "handed over",
         })
     }
 }
@@ -149,7 +152,8 @@ pub fn trouble(service: &Service, worker: usize, flow: &Flow, trouble: &Trouble<
 
 /// A flow is over.
 pub fn ended(service: &Service, flow: &Flow, why: Ending) {
-    if !service.record.reporter.says_all() {
+    // It goes on elsewhere, which tells its end.
+    if matches!(why, Ending::HandedOver) || !service.record.reporter.says_all() {
         return;
     }
     tracing::info!(
