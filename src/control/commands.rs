@@ -133,6 +133,7 @@ impl Office {
                 counts,
                 listeners,
                 refused,
+                sandbox: self.proxy().sandbox.get().map(|it| it.state.clone()),
             }),
             ..End::ok()
         }

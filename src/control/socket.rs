@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -10,15 +11,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Group, chown};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::usual_path;
+use super::path;
 use crate::config::{Control, Process};
 use crate::lock_file;
 
 /// Owner and group may use it, nobody else.
 const MODE: u32 = 0o660;
+
+/// Clients that wait to be taken.
+const BACKLOG: i32 = 128;
 
 /// How long another realpeer that is binding there is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -54,6 +59,16 @@ pub enum Place {
     InUse(Wanted),
 }
 
+impl Place {
+    /// The path of the socket.
+    pub fn path(&self) -> &Path {
+        match self {
+            Place::Ours(bound) => &bound.path,
+            Place::InUse(wanted) => &wanted.path,
+        }
+    }
+}
+
 /// A control socket to be made.
 #[derive(Debug)]
 pub struct Wanted {
@@ -64,11 +79,10 @@ pub struct Wanted {
 /// Opens the control socket. None if there shall be none, or if the usual place is out of reach.
 /// Whom it must be waited for is told. Fails when a place that was asked for cannot be had.
 pub fn bind(process: &Process) -> Result<Option<Place>> {
-    let (path, asked) = match &process.control {
-        Control::Off => return Ok(None),
-        Control::Usual => (usual_path(process.name.as_deref()), false),
-        Control::At(path) => (path.clone(), true),
+    let Some(path) = path(&process.control, process.name.as_deref()) else {
+        return Ok(None);
     };
+    let asked = process.control != Control::Usual;
     let group = process.control_group.as_deref().map(group_id);
     let group = group.transpose().context("-control-group")?;
     let wanted = Wanted { path, group };
@@ -125,15 +139,11 @@ impl Wanted {
         if let Some(user) = user(&self.path)? {
             return Ok(Err(user));
         }
-        // In a directory that only we may enter it gets its mode and group, and then its place.
+        // Under a name of its own it gets its mode and group, and then its place.
         let private = directory.join(format!(".{}", std::process::id()));
-        let _ = fs::remove_dir_all(&private);
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&private)
-            .with_context(|| format!("cannot make {}", private.display()))?;
-        let bound = make(&private.join("s"), &self.path, self.group);
-        let _ = fs::remove_dir_all(&private);
+        let _ = fs::remove_file(&private);
+        let bound = make(&private, &self.path, self.group);
+        let _ = fs::remove_file(&private);
         bound.map(Ok)
     }
 }
@@ -149,8 +159,13 @@ fn group_id(text: &str) -> Result<Gid> {
 }
 
 fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
-    let listener = UnixListener::bind(private)?;
-    listener.set_nonblocking(true)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    // The file takes over the mode of the socket (unix_bind_bsd in the kernel's net/unix/af_unix.c):
+    // so nobody else can connect before it has its group.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(private)?)?;
+    socket.listen(BACKLOG)?;
+    let listener = UnixListener::from(OwnedFd::from(socket));
     if let Some(group) = group {
         chown(private, None, Some(group)).with_context(|| {
             format!("cannot give it to group {group}: is realpeer root, or a member?")
@@ -166,11 +181,15 @@ fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
     })
 }
 
-/// Locks a file beside the socket.
-fn lock(socket: &Path) -> Result<Flock<File>> {
+/// The file beside the socket that is locked while the socket is made.
+pub fn lock_path(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
-    let path = PathBuf::from(path);
+    path.into()
+}
+
+fn lock(socket: &Path) -> Result<Flock<File>> {
+    let path = lock_path(socket);
     let name = || format!("cannot lock {}", path.display());
     let mut file = lock_file::open(&path)?;
     let start = Instant::now();

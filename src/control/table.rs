@@ -59,6 +59,12 @@ fn status(status: &Status) -> String {
         ("open now", status.open.to_string()),
         ("bans", status.bans.to_string()),
     ];
+    rows.extend(
+        status
+            .sandbox
+            .iter()
+            .map(|state| ("sandbox", state.to_string())),
+    );
     let single = match &status.listeners[..] {
         [only] => Some(only),
         _ => None,

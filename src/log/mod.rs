@@ -36,14 +36,16 @@ struct Log {
 }
 
 /// Sends log lines to stdout from now on. Without a format, text if stdout is a terminal. No line
-/// waits for its reader, and none that cannot be written ends the program.
-pub fn init(verbosity: Verbosity, format: Option<LogFormat>) -> io::Result<()> {
-    let format = format.unwrap_or(match io::stdout().is_terminal() {
-        true => LogFormat::Text,
-        false => LogFormat::Json,
-    });
+/// waits for its reader, and none that cannot be written ends the program. The thread that writes
+/// first does `begin`.
+pub fn init(
+    verbosity: Verbosity,
+    format: Option<LogFormat>,
+    begin: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
+    let format = format_of(format);
     set_verbosity(verbosity);
-    let lines = queue_to(&io::stdout(), format)?;
+    let lines = queue_to(&io::stdout(), format, begin)?;
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(Level::DEBUG)
         // It would print them to standard error, and panic where that is closed.
@@ -57,6 +59,14 @@ pub fn init(verbosity: Verbosity, format: Option<LogFormat>) -> io::Result<()> {
     Ok(())
 }
 
+/// The format of the log: without a wish, text if stdout is a terminal.
+pub fn format_of(wish: Option<LogFormat>) -> LogFormat {
+    wish.unwrap_or(match io::stdout().is_terminal() {
+        true => LogFormat::Text,
+        false => LogFormat::Json,
+    })
+}
+
 /// Logs so much from now on.
 pub fn set_verbosity(verbosity: Verbosity) {
     VERBOSE.store(verbosity == Verbosity::All, Ordering::Relaxed);
@@ -67,7 +77,7 @@ pub fn last_words(error: &str) {
     let Some(log) = LOG.get() else {
         return output::complain(error);
     };
-    if let Ok(stderr) = queue_to(&io::stderr(), log.format) {
+    if let Ok(stderr) = queue_to(&io::stderr(), log.format, || ()) {
         stderr.push(line(log.format, Level::ERROR, error, "").as_bytes());
         stderr.flush(PATIENCE);
     }
@@ -80,9 +90,13 @@ pub fn flush() {
     }
 }
 
-fn queue_to(stream: &impl AsFd, format: LogFormat) -> io::Result<Queue> {
+fn queue_to(
+    stream: &impl AsFd,
+    format: LogFormat,
+    begin: impl FnOnce() + Send + 'static,
+) -> io::Result<Queue> {
     let out = File::from(stream.as_fd().try_clone_to_owned()?);
-    Queue::start(out, move |lost| {
+    Queue::start(out, begin, move |lost| {
         let rest = match format {
             LogFormat::Json => format!(",\"lost\":{lost}"),
             LogFormat::Text => format!(" lost={lost}"),

@@ -37,13 +37,19 @@ struct State {
 }
 
 impl Queue {
-    /// Starts the thread that writes to `out`. `gap` words the line that stands for lost ones.
-    pub fn start(out: File, gap: impl Fn(u64) -> String + Send + 'static) -> io::Result<Queue> {
+    /// Starts the thread that writes to `out`; first of all it does `begin`. `gap` words the line
+    /// that stands for lost ones.
+    pub fn start(
+        out: File,
+        begin: impl FnOnce() + Send + 'static,
+        gap: impl Fn(u64) -> String + Send + 'static,
+    ) -> io::Result<Queue> {
         let queue = Queue(Arc::default());
         let shared = Arc::clone(&queue.0);
-        thread::Builder::new()
-            .name("log".into())
-            .spawn(move || write_for_ever(&shared, out, gap))?;
+        thread::Builder::new().name("log".into()).spawn(move || {
+            begin();
+            write_for_ever(&shared, out, gap)
+        })?;
         Ok(queue)
     }
 

@@ -5,5 +5,6 @@
 pub mod datagram;
 pub mod icmp;
 pub mod interfaces;
+pub mod seccomp;
 pub mod socket;
 pub mod systemd;
