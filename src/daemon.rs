@@ -1,9 +1,10 @@
 //! The running process: the order of start, signals, and the end.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::addr::TargetAddr;
 use crate::bans::{self, Bans};
 use crate::claims;
-use crate::config::{Config, ListenerConfig, LogFormat, Process, Source, Verbosity};
+use crate::config::{self, Config, ListenerConfig, Process, Source};
 use crate::control;
 use crate::doctor;
 use crate::handover::channel::Channel;
@@ -32,6 +33,7 @@ use crate::log;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Volume;
 use crate::routing;
+use crate::sandbox::{self, Written};
 use crate::sockets::Sockets;
 use crate::starter::Starter;
 use crate::stats::Count;
@@ -44,15 +46,24 @@ const MEND_BANS: u64 = 10;
 
 /// Runs the proxy until a signal ends it. `environment` is what systemd passed on.
 pub async fn run(source: Source, environment: Environment) -> Result<()> {
+    // That of a process which takes over is a pipe until it serves.
+    let own_stderr = io::stderr();
+    let stderr = match &environment.predecessor {
+        Some((_, stderr)) => stderr.as_fd(),
+        None => own_stderr.as_fd(),
+    };
     let mut config = match &source {
         // What is wrong with the rest then goes to the log.
         Source::Flags(drafts) => {
-            start_log(drafts.0.verbosity, drafts.0.log_format)?;
+            let process = &config::process(drafts.0.clone());
+            become_user(process)?;
+            start_log(process, stderr)?;
             source.read()?
         }
         Source::File { .. } => {
             let config = source.read()?;
-            start_log(config.process.verbosity, config.process.log_format)?;
+            become_user(&config.process)?;
+            start_log(&config.process, stderr)?;
             config
         }
     };
@@ -71,7 +82,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         tracing::warn!("{note}");
     }
     let capacity = limits::capacity(&config);
-    let workers = workers(config.process.workers).context("cannot start the worker threads")?;
+    let (workers, runtimes) = workers(config.process.workers).context("cannot make the workers")?;
     let proxy = Arc::new(Proxy {
         bans: Arc::new(Bans::default()),
         host: claims::follow().await,
@@ -83,6 +94,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         draining: AtomicBool::new(false),
         elders: Elders::default(),
         ended: Notify::new(),
+        sandbox: OnceLock::new(),
     });
     // A second instance on the same port ends here, and has touched nothing. Whoever connects is
     // served when everything is ready.
@@ -98,6 +110,9 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     // Netlink connections of the start are closed by tasks of their own: no descriptor is missing
     // when connections come.
     tokio::task::yield_now().await;
+    let sandbox = sandbox::enter(&config, &source, control.as_ref()).context("-sandbox")?;
+    let _ = proxy.sandbox.set(sandbox);
+    run_workers(runtimes).context("cannot start the worker threads")?;
     let mut links = Vec::new();
     if let Some(heir) = &mut heir {
         let control = matches!(&control, Some(control::Place::Ours(ours)) if ours.is_inherited());
@@ -393,8 +408,25 @@ fn held_back() -> SigSet {
     SigSet::from_iter([nix::sys::signal::SIGHUP, nix::sys::signal::SIGUSR2])
 }
 
-fn start_log(verbosity: Verbosity, format: Option<LogFormat>) -> Result<()> {
-    log::init(verbosity, format).context("cannot start the log")
+fn start_log(process: &Process, stderr: BorrowedFd<'_>) -> Result<()> {
+    let parts = process.sandbox;
+    let begin = move || sandbox::renounce(parts);
+    log::init(process.verbosity, process.log_format, stderr, begin).context("cannot start the log")
+}
+
+/// As `-user` says. What is written then belongs to that user.
+fn become_user(process: &Process) -> Result<()> {
+    let Some(user) = &process.user else {
+        return Ok(());
+    };
+    let control = control::path(&process.control, process.name.as_deref());
+    let lock = control.map(|path| Written {
+        file: control::lock_path(&path),
+        mode: 0o755,
+    });
+    let bans = bans_file(process).map(|file| Written { file, mode: 0o700 });
+    let writes: Vec<_> = lock.into_iter().chain(bans).collect();
+    sandbox::become_user(user, &writes).context("-user")
 }
 
 /// Tells systemd the counts, and that the workers turn.
@@ -415,12 +447,16 @@ async fn administer(place: control::Place, office: Arc<control::Office>) {
 }
 
 fn open_bans(process: &Process, bans: &Bans) -> Result<()> {
-    let Some(directory) = &process.state_dir else {
-        return Ok(());
-    };
+    match bans_file(process) {
+        Some(file) => bans.open(&file).context("-state-dir"),
+        None => Ok(()),
+    }
+}
+
+fn bans_file(process: &Process) -> Option<PathBuf> {
     let name = process.name.as_deref().unwrap_or("realpeer");
-    bans.open(&directory.join(format!("{name}.bans")))
-        .context("-state-dir")
+    let directory = process.state_dir.as_ref()?;
+    Some(directory.join(format!("{name}.bans")))
 }
 
 /// Reads the configuration again at each SIGHUP. The log tells what came of it.
@@ -473,21 +509,30 @@ fn tell(config: &ListenerConfig, name: Option<&str>) {
     }
 }
 
-/// Threads that each run the connections given to them.
-fn workers(count: usize) -> io::Result<Vec<Worker>> {
+/// Workers, and what their threads are to run: the connections given to them.
+fn workers(count: usize) -> io::Result<(Vec<Worker>, Vec<&'static Runtime>)> {
     (0..count)
         .map(|number| {
             let runtime = Builder::new_current_thread()
                 .enable_io()
                 .enable_time()
                 .build()?;
+            // They run until the process ends.
+            let runtime: &Runtime = Box::leak(Box::new(runtime));
             let worker = Worker::new(runtime.handle().clone(), number, count);
-            std::thread::Builder::new()
-                .name(format!("worker-{number}"))
-                .spawn(move || forever(&runtime))?;
-            Ok(worker)
+            Ok((worker, runtime))
         })
         .collect()
+}
+
+/// Starts the threads of the workers, which inherit the sandbox.
+fn run_workers(runtimes: Vec<&'static Runtime>) -> io::Result<()> {
+    for (number, runtime) in runtimes.into_iter().enumerate() {
+        std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(|| forever(runtime))?;
+    }
+    Ok(())
 }
 
 fn forever(runtime: &Runtime) {

@@ -24,7 +24,7 @@
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
 //! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
-//! hears how the process is. Lines of the [`log`] go out by a thread of their own; what commands print
+//! hears how the process is. The [`sandbox`] takes away what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -57,6 +57,7 @@ pub mod proxy;
 pub mod refusal;
 pub mod report;
 pub mod routing;
+pub mod sandbox;
 pub mod service;
 pub mod sessions;
 pub mod sockets;

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -299,11 +300,28 @@ impl Listeners {
     async fn read_and_put_in_place(self: &Arc<Self>) -> Result<Vec<String>> {
         // It may ask for the addresses of names, which can last.
         let source = self.source.clone();
-        let config = tokio::task::spawn_blocking(move || source.read()).await??;
+        let read = tokio::task::spawn_blocking(move || source.read()).await?;
+        let config = read.map_err(|error| self.explain(error, self.source.file().into_iter()))?;
         // Whoever asked may go away meanwhile: what has begun is brought to its end.
         let listeners = Arc::clone(self);
-        let placing = async move { listeners.put_in_place_of_the_old(config).await };
+        let placing = async move {
+            let files = config.clone();
+            let placed = listeners.put_in_place_of_the_old(config).await;
+            placed.map_err(|error| listeners.explain(error, files.lists()))
+        };
         tokio::spawn(placing).await?
+    }
+
+    /// Says so where the sandbox is the reason.
+    fn explain<'a>(
+        &self,
+        error: anyhow::Error,
+        files: impl Iterator<Item = &'a Path>,
+    ) -> anyhow::Error {
+        match self.proxy.sandbox.get() {
+            Some(sandbox) => sandbox.explain(error, files),
+            None => error,
+        }
     }
 
     async fn put_in_place_of_the_old(&self, mut config: Config) -> Result<Vec<String>> {
@@ -315,6 +333,9 @@ impl Listeners {
         let held: Vec<&Listening> = state.open.iter().chain(&state.retiring).collect();
         sockets::activate(&self.activated, &mut config);
         let later = keep_what_needs_a_restart(&state.config.process, &held, &mut config);
+        if let Some(sandbox) = self.proxy.sandbox.get() {
+            sandbox.check(&config)?;
+        }
         let new = config.route_targets();
         self.routing.check(&new).await?;
         let mut none = Sockets::default();
@@ -722,6 +743,8 @@ fn keep_what_needs_a_restart(was: &Process, held: &[&Listening], new: &mut Confi
     keep(was.control_group != is.control_group, "control-group");
     keep(was.state_dir != is.state_dir, "state-dir");
     keep(was.log_format != is.log_format, "log-format");
+    keep(was.user != is.user, "user");
+    keep(was.sandbox != is.sandbox, "sandbox");
     *is = Process {
         drain_timeout: is.drain_timeout,
         upgrade_drain: is.upgrade_drain,

@@ -1,8 +1,8 @@
 //! What all connections of a running process share, whichever listener they came by.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,7 @@ use crate::bans::Bans;
 use crate::claims::Host;
 use crate::handover::elders::Elders;
 use crate::report::Volume;
+use crate::sandbox::Sandbox;
 use crate::sessions::{EndedBy, Session, SessionId, Sessions};
 use crate::systemd::Manager;
 use crate::upstream::Asking;
@@ -41,6 +42,8 @@ pub struct Proxy {
     pub elders: Elders,
     /// Told at each connection's end while draining.
     pub ended: Notify,
+    /// Empty until the process has entered it.
+    pub sandbox: OnceLock<Sandbox>,
 }
 
 impl Proxy {

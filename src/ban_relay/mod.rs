@@ -19,6 +19,7 @@ mod store;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +59,8 @@ const SHORTEST_TOKEN: usize = 16;
 
 /// Serves calls until a signal ends it.
 pub async fn run(flags: BanRelayFlags) -> Result<()> {
-    log::init(Verbosity::Errors, None).context("cannot start the log")?;
+    log::init(Verbosity::Errors, None, io::stderr().as_fd(), || ())
+        .context("cannot start the log")?;
     let (Some(token_file), Some(callers)) = (&flags.token_file, &flags.allowed_subnets) else {
         bail!("ban-relay needs -token-file and -allowed-subnets");
     };

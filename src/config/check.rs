@@ -67,22 +67,29 @@ pub fn check_listeners(drafts: Vec<ListenerDraft>) -> (Vec<Checked>, Vec<Mistake
 /// The configuration, once nothing is wrong with it.
 pub fn whole(process: ProcessDraft, listeners: Vec<Checked>) -> Config {
     Config {
-        process: Process {
-            workers: process.workers.unwrap_or_else(cores),
-            drain_timeout: process.drain_timeout,
-            upgrade_drain: process.upgrade_drain,
-            routing: process.routing,
-            name: process.name,
-            control: process.control,
-            control_group: process.control_group,
-            state_dir: process.state_dir.or_else(systemd_state_dir),
-            verbosity: process.verbosity,
-            log_format: process.log_format,
-        },
+        process: self::process(process),
         listeners: listeners
             .into_iter()
             .map(|(_, listener)| listener)
             .collect(),
+    }
+}
+
+/// The process by itself, of which nothing can be wrong that no word shows.
+pub fn process(draft: ProcessDraft) -> Process {
+    Process {
+        workers: draft.workers.unwrap_or_else(cores),
+        drain_timeout: draft.drain_timeout,
+        upgrade_drain: draft.upgrade_drain,
+        routing: draft.routing,
+        name: draft.name,
+        control: draft.control,
+        control_group: draft.control_group,
+        state_dir: draft.state_dir.or_else(systemd_state_dir),
+        verbosity: draft.verbosity,
+        log_format: draft.log_format,
+        user: draft.user,
+        sandbox: draft.sandbox,
     }
 }
 

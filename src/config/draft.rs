@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::choice::{
-    Choice, Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Untrusted,
-    Verbosity,
+    Choice, Control, LogFormat, Parts, Protocol, Routing, RoutingMode, SourcePort, UdpHeader,
+    Untrusted, Verbosity,
 };
 use super::value::{self, Addresses, HostPort, Rate};
 use crate::networks::NetworkList;
@@ -59,6 +59,14 @@ pub struct ProcessDraft {
     /// Log format: json, text or journal (default: by where it goes)
     #[arg(long = "log-format", value_name = "FORMAT", value_parser = LogFormat::read)]
     pub log_format: Option<LogFormat>,
+
+    /// User, by name or number, to become after a start as root
+    #[arg(long = "user", value_name = "USER")]
+    pub user: Option<String>,
+
+    /// Parts of the sandbox to use: off, or some of capabilities, seccomp and landlock
+    #[arg(long = "sandbox", value_name = "PARTS", default_value = "capabilities,seccomp,landlock", value_parser = Parts::read)]
+    pub sandbox: Parts,
 }
 
 /// What belongs to one listener.

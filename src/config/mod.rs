@@ -17,17 +17,17 @@ mod text;
 mod value;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use ipnet::IpNet;
 
-pub use check::{Mistake, check, leads_to, loops, overlap, resolve, systemd_state_dir};
+pub use check::{Mistake, check, leads_to, loops, overlap, process, resolve, systemd_state_dir};
 pub use choice::{
-    Choice, Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Untrusted,
-    Verbosity,
+    Choice, Control, LogFormat, Parts, Protocol, Routing, RoutingMode, SourcePort, UdpHeader,
+    Untrusted, Verbosity,
 };
 pub use draft::{BOOLEAN, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load};
@@ -54,6 +54,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// The configuration file, if there is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Source::File { path, .. } => Some(path),
+            Source::Flags(_) => None,
+        }
+    }
+
     /// Reads and checks what is asked for. The error tells every mistake, one a line.
     pub fn read(&self) -> Result<Config> {
         match self {
@@ -108,6 +116,10 @@ pub struct Process {
     /// How log lines look; `None` for the journal where standard error goes there, text on a terminal
     /// and JSON elsewhere.
     pub log_format: Option<LogFormat>,
+    /// The user to become (`-user`), a name or a number.
+    pub user: Option<String>,
+    /// What is given up once everything is in place.
+    pub sandbox: Parts,
 }
 
 /// What one listener is asked to do.
@@ -197,6 +209,21 @@ pub struct RouteTarget {
 }
 
 impl Config {
+    /// The files that it names: a reload reads them again.
+    pub fn lists(&self) -> impl Iterator<Item = &Path> {
+        let lists = self.listeners.iter().flat_map(|listener| {
+            [
+                &listener.allowed_subnets,
+                &listener.denied_clients,
+                &listener.allowed_clients,
+            ]
+        });
+        lists.filter_map(|list| match list {
+            Some(NetworkList::File(path)) => Some(path.as_path()),
+            _ => None,
+        })
+    }
+
     /// The targets of all listeners, each once.
     pub fn route_targets(&self) -> Vec<RouteTarget> {
         let mut all: Vec<RouteTarget> = Vec::new();

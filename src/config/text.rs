@@ -109,6 +109,15 @@ fn process(process: &Process) -> Vec<Row> {
                 .map(|format| text(format.word()))
                 .ok_or("journal if standard error goes there, text on a terminal, json elsewhere"),
         ),
+        (
+            "user",
+            process
+                .user
+                .as_deref()
+                .map(text)
+                .ok_or("the one that started it"),
+        ),
+        ("sandbox", Ok(text(&process.sandbox.to_string()))),
     ]
 }
 
@@ -303,6 +312,8 @@ control-group = "admin"
 state-dir = "/var/lib/edge"
 verbosity = 2
 log-format = "json"
+user = "nobody"
+sandbox = "seccomp,landlock"
 "#;
     const BOTH: &str = r#"
 ipv4 = "127.0.0.2:22"

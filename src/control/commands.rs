@@ -177,6 +177,7 @@ impl Office {
                 listeners,
                 older: Vec::new(),
                 refused,
+                sandbox: self.proxy().sandbox.get().map(|it| it.state.clone()),
             }),
             ..End::ok()
         }

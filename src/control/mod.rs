@@ -13,15 +13,26 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
+use crate::config::Control;
+
 pub(crate) use client::status;
 pub use client::{Failure, config, run};
 pub use commands::Office;
 pub(crate) use protocol::{End, LastRefused, Line, Listener, Request, Status};
 pub use server::serve;
-pub use socket::{Bound, Place, bind};
+pub use socket::{Bound, Place, bind, lock_path};
 
 /// Where control sockets are when nobody says otherwise.
-const DIRECTORY: &str = "/run/realpeer";
+pub const DIRECTORY: &str = "/run/realpeer";
+
+/// Where the control socket of an instance is to be, if anywhere.
+pub fn path(control: &Control, name: Option<&str>) -> Option<PathBuf> {
+    match control {
+        Control::Off => None,
+        Control::Usual => Some(usual_path(name)),
+        Control::At(path) => Some(path.clone()),
+    }
+}
 
 /// The control socket of the instance of that name.
 fn usual_path(name: Option<&str>) -> PathBuf {

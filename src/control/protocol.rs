@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bans::{Ban, UnixSeconds};
 use crate::networks;
+use crate::sandbox;
 use crate::sessions::SessionId;
 
 /// What is asked for.
@@ -170,6 +171,9 @@ pub struct Status {
     /// The last refusal of each kind that there was, at whatever listener.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, LastRefused>,
+    /// What the process has given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<sandbox::State>,
 }
 
 /// A process that was succeeded by another and still carries sessions.

@@ -12,15 +12,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Group, chown};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::usual_path;
+use super::path;
 use crate::config::{Control, Process};
 use crate::lock_file;
 
 /// Owner and group may use it, nobody else.
 const MODE: u32 = 0o660;
+
+/// Clients that wait to be taken.
+const BACKLOG: i32 = 128;
 
 /// How long another realpeer that is binding there is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -98,6 +102,16 @@ pub enum Place {
     InUse(Wanted),
 }
 
+impl Place {
+    /// The path of the socket.
+    pub fn path(&self) -> &Path {
+        match self {
+            Place::Ours(bound) => &bound.path,
+            Place::InUse(wanted) => &wanted.path,
+        }
+    }
+}
+
 /// A control socket to be made.
 #[derive(Debug)]
 pub struct Wanted {
@@ -109,16 +123,13 @@ pub struct Wanted {
 /// Whom it must be waited for is told. Fails when a place that was asked for cannot be had.
 /// `inherited` is the socket of a process before this one, which is taken if it is at that place.
 pub fn bind(process: &Process, inherited: Option<Bound>) -> Result<Option<Place>> {
-    let (path, asked) = match &process.control {
-        Control::Off => return Ok(None),
-        Control::Usual => (usual_path(process.name.as_deref()), false),
-        Control::At(path) => (path.clone(), true),
+    let Some(path) = path(&process.control, process.name.as_deref()) else {
+        return Ok(None);
     };
-    if let Some(bound) = inherited {
-        if bound.path == path {
-            return Ok(Some(Place::Ours(bound)));
-        }
+    if let Some(bound) = inherited.filter(|bound| bound.path == path) {
+        return Ok(Some(Place::Ours(bound)));
     }
+    let asked = process.control != Control::Usual;
     let group = process.control_group.as_deref().map(group_id);
     let group = group.transpose().context("-control-group")?;
     let wanted = Wanted { path, group };
@@ -175,15 +186,11 @@ impl Wanted {
         if let Some(user) = user(&self.path)? {
             return Ok(Err(user));
         }
-        // In a directory that only we may enter it gets its mode and group, and then its place.
+        // Under a name of its own it gets its mode and group, and then its place.
         let private = directory.join(format!(".{}", std::process::id()));
-        let _ = fs::remove_dir_all(&private);
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&private)
-            .with_context(|| format!("cannot make {}", private.display()))?;
-        let bound = make(&private.join("s"), &self.path, self.group);
-        let _ = fs::remove_dir_all(&private);
+        let _ = fs::remove_file(&private);
+        let bound = make(&private, &self.path, self.group);
+        let _ = fs::remove_file(&private);
         bound.map(Ok)
     }
 }
@@ -199,8 +206,13 @@ fn group_id(text: &str) -> Result<Gid> {
 }
 
 fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
-    let listener = UnixListener::bind(private)?;
-    listener.set_nonblocking(true)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    // The file takes over the mode of the socket (unix_bind_bsd in the kernel's net/unix/af_unix.c):
+    // so nobody else can connect before it has its group.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(private)?)?;
+    socket.listen(BACKLOG)?;
+    let listener = UnixListener::from(OwnedFd::from(socket));
     if let Some(group) = group {
         chown(private, None, Some(group)).with_context(|| {
             format!("cannot give it to group {group}: is realpeer root, or a member?")
@@ -217,11 +229,15 @@ fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
     })
 }
 
-/// Locks a file beside the socket.
-fn lock(socket: &Path) -> Result<Flock<File>> {
+/// The file beside the socket that is locked while the socket is made.
+pub fn lock_path(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
-    let path = PathBuf::from(path);
+    path.into()
+}
+
+fn lock(socket: &Path) -> Result<Flock<File>> {
+    let path = lock_path(socket);
     let name = || format!("cannot lock {}", path.display());
     let mut file = lock_file::open(&path)?;
     let start = Instant::now();

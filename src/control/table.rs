@@ -80,6 +80,12 @@ fn status(status: &Status) -> String {
             .iter()
             .map(|older| ("older process", older_words(older))),
     );
+    rows.extend(
+        status
+            .sandbox
+            .iter()
+            .map(|state| ("sandbox", state.to_string())),
+    );
     let single = match &status.listeners[..] {
         [only] => Some(only),
         _ => None,

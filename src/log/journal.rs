@@ -5,6 +5,7 @@
 
 use std::env;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::stat::fstat;
@@ -22,11 +23,11 @@ const CUT: &str = " ... (cut)";
 
 /// Whether standard error goes to the journal: systemd names its device and inode in
 /// JOURNAL_STREAM, see systemd.exec(5).
-pub fn is_stderr() -> bool {
+pub fn is_stream(stderr: BorrowedFd<'_>) -> bool {
     let Ok(named) = env::var("JOURNAL_STREAM") else {
         return false;
     };
-    fstat(io::stderr()).is_ok_and(|found| named == format!("{}:{}", found.st_dev, found.st_ino))
+    fstat(stderr).is_ok_and(|found| named == format!("{}:{}", found.st_dev, found.st_ino))
 }
 
 /// The way to journald.

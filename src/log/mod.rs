@@ -7,7 +7,7 @@ mod queue;
 use std::fmt::{self, Write};
 use std::fs::File;
 use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -38,20 +38,25 @@ struct Log {
     lines: Queue,
 }
 
-/// Sends log lines out from now on. Without a format, to the journal if standard error goes there,
-/// as text if stdout is a terminal, and else as JSON. No line waits for its reader, and none that
-/// cannot be sent ends the program. Fails if the journal is asked for and out of reach.
-pub fn init(verbosity: Verbosity, format: Option<LogFormat>) -> io::Result<()> {
+/// Sends log lines out from now on. Without a format, to the journal if `stderr` goes there, as text
+/// if stdout is a terminal, and else as JSON. No line waits for its reader, and none that cannot be
+/// sent ends the program. The thread that sends them first does `begin`. Fails if the journal is
+/// asked for and out of reach.
+pub fn init(
+    verbosity: Verbosity,
+    format: Option<LogFormat>,
+    stderr: BorrowedFd<'_>,
+    begin: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     set_verbosity(verbosity);
     let (format, lines) = match format {
-        None if journal::is_stderr() => match queue_of(LogFormat::Journal) {
-            Ok(lines) => (LogFormat::Journal, lines),
-            Err(_) => (LogFormat::Json, queue_of(LogFormat::Json)?),
-        },
-        None if io::stdout().is_terminal() => (LogFormat::Text, queue_of(LogFormat::Text)?),
+        None if journal::is_stream(stderr) && Journal::open().is_ok() => {
+            (LogFormat::Journal, queue_of(LogFormat::Journal, begin)?)
+        }
+        None if io::stdout().is_terminal() => (LogFormat::Text, queue_of(LogFormat::Text, begin)?),
         format => {
             let format = format.unwrap_or(LogFormat::Json);
-            (format, queue_of(format)?)
+            (format, queue_of(format, begin)?)
         }
     };
     let log = LOG.get_or_init(|| Log { format, lines });
@@ -61,6 +66,11 @@ pub fn init(verbosity: Verbosity, format: Option<LogFormat>) -> io::Result<()> {
     // This fails only if there was a log before, which then stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(())
+}
+
+/// The format of this process's log; JSON until it has one.
+pub fn format() -> LogFormat {
+    LOG.get().map_or(LogFormat::Json, |log| log.format)
 }
 
 /// Logs so much from now on.
@@ -77,10 +87,10 @@ pub fn last_words(error: &str) {
     if log.format == LogFormat::Journal {
         log.lines.push(&words);
         log.lines.flush(PATIENCE);
-        if !journal::is_stderr() {
+        if !journal::is_stream(io::stderr().as_fd()) {
             output::complain(error);
         }
-    } else if let Ok(stderr) = queue_to(&io::stderr(), log.format) {
+    } else if let Ok(stderr) = queue_to(&io::stderr(), log.format, || ()) {
         stderr.push(&words);
         stderr.flush(PATIENCE);
     }
@@ -93,20 +103,24 @@ pub fn flush() {
     }
 }
 
-fn queue_of(format: LogFormat) -> io::Result<Queue> {
+fn queue_of(format: LogFormat, begin: impl FnOnce() + Send + 'static) -> io::Result<Queue> {
     if format != LogFormat::Journal {
-        return queue_to(&io::stdout(), format);
+        return queue_to(&io::stdout(), format, begin);
     }
     let journal = Journal::open().map_err(|error| {
         let told = format!("-log-format journal: journald cannot be reached: {error}");
         io::Error::new(error.kind(), told)
     })?;
-    Queue::start(move |entries| journal.send(entries), gap(format))
+    Queue::start(begin, move |entries| journal.send(entries), gap(format))
 }
 
-fn queue_to(stream: &impl AsFd, format: LogFormat) -> io::Result<Queue> {
+fn queue_to(
+    stream: &impl AsFd,
+    format: LogFormat,
+    begin: impl FnOnce() + Send + 'static,
+) -> io::Result<Queue> {
     let mut stream = Stream::new(File::from(stream.as_fd().try_clone_to_owned()?));
-    Queue::start(move |lines| stream.send(lines), gap(format))
+    Queue::start(begin, move |lines| stream.send(lines), gap(format))
 }
 
 /// The line that stands for lost ones.

@@ -35,16 +35,19 @@ struct State {
 }
 
 impl Queue {
-    /// Starts the thread that has `send` send lines. `gap` makes the line that stands for lost ones.
+    /// Starts the thread that first does `begin` and then has `send` send lines. `gap` makes the
+    /// line that stands for lost ones.
     pub fn start(
+        begin: impl FnOnce() + Send + 'static,
         mut send: impl FnMut(&[u8]) -> u64 + Send + 'static,
         gap: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> io::Result<Queue> {
         let queue = Queue(Arc::default());
         let shared = Arc::clone(&queue.0);
-        thread::Builder::new()
-            .name("log".into())
-            .spawn(move || send_for_ever(&shared, &mut send, gap))?;
+        thread::Builder::new().name("log".into()).spawn(move || {
+            begin();
+            send_for_ever(&shared, &mut send, gap)
+        })?;
         Ok(queue)
     }
 

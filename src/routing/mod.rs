@@ -32,6 +32,7 @@ mod switch;
 mod unix_diag;
 pub(crate) mod watch;
 
+pub use accept::FILE as TCP_FWMARK_ACCEPT;
 pub use marks::Marks;
 pub use switch::command;
 

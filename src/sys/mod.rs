@@ -7,5 +7,6 @@ pub mod icmp;
 pub mod interfaces;
 pub mod passing;
 pub mod process;
+pub mod seccomp;
 pub mod socket;
 pub mod systemd;

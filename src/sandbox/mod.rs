@@ -1,0 +1,244 @@
+//! Least privilege: once everything is in place, and before a stranger's first byte is read, the
+//! process gives up what its configuration does not need. Every thread that comes later inherits it.
+//!
+//! ```text
+//! user ─▶ (everything is bound) ─▶ landlock ─▶ capabilities ─▶ seccomp ─▶ workers
+//! ```
+//!
+//! exec is forbidden: a sandbox is inherited by what a process executes. A hand-over starts the new
+//! program from a process that was forked before all this, and that parses nothing.
+
+mod capabilities;
+mod landlock;
+mod seccomp;
+mod user;
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use caps::{CapsHashSet, errors::CapsError};
+use nix::unistd::{AccessFlags, User, access, geteuid};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Parts, Source};
+use crate::control::Place;
+
+pub use user::{Written, become_user};
+
+/// How a part of the sandbox stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// It is in force.
+    On,
+    /// It is in force as far as this kernel knows it.
+    Partial,
+    /// It is not wanted.
+    Off,
+    /// This system lacks it.
+    Unavailable,
+}
+
+impl Part {
+    fn word(self) -> &'static str {
+        match self {
+            Part::On => "on",
+            Part::Partial => "partial",
+            Part::Off => "off",
+            Part::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// What `realpeer ctl status` says of the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The user that the process runs as.
+    pub user: String,
+    /// Whether capabilities were given up.
+    pub capabilities: Part,
+    /// The capabilities that the process has.
+    pub kept: Vec<String>,
+    /// Whether no program that it might execute can gain privileges.
+    pub no_new_privs: bool,
+    /// Whether system calls are filtered.
+    pub seccomp: Part,
+    /// Whether the files that it may open are limited.
+    pub landlock: Part,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {}", self.user)?;
+        match self.capabilities {
+            Part::Off => write!(f, "; capabilities off")?,
+            _ if self.kept.is_empty() => write!(f, "; no capabilities")?,
+            _ => write!(f, "; {}", self.kept.join(" "))?,
+        }
+        for (name, part) in [("seccomp", self.seccomp), ("landlock", self.landlock)] {
+            write!(f, "; {name} {}", part.word())?;
+        }
+        match self.no_new_privs {
+            true => f.write_str("; no_new_privs"),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The sandbox of the running process.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// For people.
+    pub state: State,
+    /// What was given up.
+    dropped: CapsHashSet,
+    _pins: Vec<::landlock::PathFd>,
+}
+
+/// Enters the sandbox, for good. What this system lacks is a warning each.
+pub fn enter(config: &Config, source: &Source, control: Option<&Place>) -> Result<Sandbox> {
+    let parts = config.process.sandbox;
+    let before = capabilities::permitted();
+    let mut pins = Vec::new();
+    let mut state = State {
+        user: user_name(),
+        capabilities: Part::Off,
+        kept: Vec::new(),
+        no_new_privs: false,
+        seccomp: Part::Off,
+        landlock: Part::Off,
+    };
+    if !parts.is_off() {
+        warn_of_strangers();
+        nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
+    }
+    if parts.landlock {
+        let rules = landlock::rules(config, source, control);
+        state.landlock = landlock::restrict(&rules)?;
+        pins = landlock::pins();
+        warn_if_missing(
+            state.landlock,
+            "landlock",
+            "every file that the user may open can be opened",
+        );
+    }
+    if parts.capabilities {
+        capabilities::keep_only(&capabilities::needed(config, &before))
+            .context("cannot give up capabilities")?;
+        state.capabilities = Part::On;
+    }
+    if parts.seccomp {
+        state.seccomp = seccomp::filter()?;
+        warn_if_missing(state.seccomp, "seccomp", "every system call can be made");
+    }
+    if !parts.is_off() {
+        warn_of_unreadable(config, source);
+    }
+    let kept = capabilities::permitted();
+    state.kept = capabilities::names(&kept);
+    state.no_new_privs = nix::sys::prctl::get_no_new_privs().unwrap_or(false);
+    Ok(Sandbox {
+        state,
+        dropped: before.difference(&kept).copied().collect(),
+        _pins: pins,
+    })
+}
+
+impl Sandbox {
+    /// Whether a reload to `config` has the capabilities that it needs. One that the process never
+    /// had was never needed.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        let needed = capabilities::needed(config, &self.dropped);
+        let lacking: CapsHashSet = needed.intersection(&self.dropped).copied().collect();
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        anyhow::bail!(
+            "this needs {}, which was given up at the start, because nothing needed it then: restart realpeer",
+            capabilities::names(&lacking).join(" ")
+        )
+    }
+
+    /// Says so where `error` comes from the sandbox, which does not let one of `files` be read.
+    pub fn explain<'a>(
+        &self,
+        error: anyhow::Error,
+        files: impl Iterator<Item = &'a Path>,
+    ) -> anyhow::Error {
+        if !matches!(self.state.landlock, Part::On | Part::Partial) {
+            return error;
+        }
+        let mut forbidden = files.filter(|path| landlock::forbids(path));
+        match forbidden.next() {
+            Some(path) => anyhow::anyhow!(
+                "{error:#}: Landlock (-sandbox) allows the files that realpeer was started with, and those beside them: restart it to read {}",
+                path.display()
+            ),
+            None => error,
+        }
+    }
+}
+
+/// For a thread that needs nothing but the descriptors that it has: gives up everything.
+pub fn renounce(parts: Parts) {
+    if !parts.is_off() {
+        let _ = nix::sys::prctl::set_no_new_privs();
+    }
+    // The same calls, with more to lose, are checked when the process enters the sandbox.
+    if parts.landlock {
+        let _ = landlock::restrict(&[]);
+    }
+    if parts.capabilities {
+        let _: Result<(), CapsError> = capabilities::keep_only(&CapsHashSet::new());
+    }
+}
+
+/// Landlock and capabilities hold for a thread and those that it starts. There are two by now: this
+/// one, and the log's, which needs nothing.
+fn warn_of_strangers() {
+    let threads = fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if threads > 2 {
+        tracing::warn!(
+            threads = threads as u64,
+            "threads that a library has started stay outside of the sandbox"
+        );
+    }
+}
+
+fn warn_if_missing(state: Part, part: &'static str, consequence: &str) {
+    if state == Part::Unavailable {
+        tracing::warn!(
+            part,
+            "this system lacks a part of the sandbox, so {consequence}; -sandbox with the other parts only does without this warning"
+        );
+    }
+}
+
+/// What a reload could not read again is told at the start, when somebody looks.
+fn warn_of_unreadable(config: &Config, source: &Source) {
+    for file in source.file().into_iter().chain(config.lists()) {
+        // No pipe's writer is waited for.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(file);
+        if let Err(error) = opened {
+            tracing::warn!(file = %file.display(), %error, user = user_name(), "a reload cannot read this file again: give it to the user, or let everybody read it");
+        }
+    }
+    if let Some(directory) = &config.process.state_dir
+        && directory.is_dir()
+        && access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_err()
+    {
+        tracing::warn!(directory = %directory.display(), user = user_name(), "bans can no longer be written down (-state-dir): give the directory to the user by chown -R");
+    }
+}
+
+fn user_name() -> String {
+    let uid = geteuid();
+    let user = User::from_uid(uid).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
+}
