@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ struct State {
 }
 
 impl Queue {
-    /// Starts the thread that first does `begin` and then has `send` send lines. `gap` makes the
-    /// line that stands for lost ones.
+    /// Starts the thread that has `send` send lines. First it does `begin`, which is done when this
+    /// returns. `gap` makes the line that stands for lost ones.
     pub fn start(
         begin: impl FnOnce() + Send + 'static,
         mut send: impl FnMut(&[u8]) -> u64 + Send + 'static,
@@ -44,10 +44,14 @@ impl Queue {
     ) -> io::Result<Queue> {
         let queue = Queue(Arc::default());
         let shared = Arc::clone(&queue.0);
+        let (begun, wait) = mpsc::channel();
         thread::Builder::new().name("log".into()).spawn(move || {
             begin();
+            let _ = begun.send(());
             send_for_ever(&shared, &mut send, gap)
         })?;
+        // It can fail only if `begin` panics, and then there is no log.
+        wait.recv().map_err(io::Error::other)?;
         Ok(queue)
     }
 
