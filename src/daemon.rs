@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::SigSet;
@@ -23,6 +23,7 @@ use crate::limits;
 use crate::listeners::{Listeners, Prepared};
 use crate::listening::Broken;
 use crate::log;
+use crate::metrics;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Volume;
 use crate::routing;
@@ -64,12 +65,14 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         manager: Manager::at(environment.notify.as_deref()).context("NOTIFY_SOCKET")?,
         draining: AtomicBool::new(false),
         ended: Notify::new(),
+        started: SystemTime::now(),
     });
     // A second instance on the same port ends here, and has touched nothing. Whoever connects is
     // served when everything is ready.
     let prepared = Prepared::first(config.clone(), &proxy)?;
     open_bans(&config.process, &proxy.bans)?;
     let control = control::bind(&config.process)?;
+    let metrics = metrics::bind(&config.process).await?;
     let routing = routing::install(&config.route_targets(), config.process.routing).await?;
     doctor::warn_at_start(&config).await;
     // Netlink connections of the start are closed by tasks of their own: no descriptor is missing
@@ -89,6 +92,9 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         Arc::clone(&listeners),
         environment.watchdog,
     ));
+    if let Some(listener) = metrics {
+        reports.spawn(metrics::serve(listener, office(&listeners)));
+    }
     let result = serve(&listeners, control, hangup, breaks, &mut signals).await;
     reports.shutdown().await;
     let restored = routing.restored();
@@ -158,13 +164,16 @@ async fn report_to_systemd(listeners: Arc<Listeners>, watchdog: Option<Duration>
     tokio::join!(systemd::show_status(&listeners), watch);
 }
 
+fn office(listeners: &Arc<Listeners>) -> control::Office {
+    control::Office {
+        listeners: Arc::clone(listeners),
+        started: Instant::now(),
+    }
+}
+
 /// Serves the control socket.
 async fn administer(place: control::Place, listeners: Arc<Listeners>) {
-    let office = control::Office {
-        listeners,
-        started: Instant::now(),
-    };
-    if let Err(error) = control::serve(place, Arc::new(office)).await {
+    if let Err(error) = control::serve(place, Arc::new(office(&listeners))).await {
         tracing::warn!(%error, "the control socket broke");
     }
 }
@@ -205,10 +214,7 @@ async fn look_after(listeners: Arc<Listeners>) {
 /// What an administrator may not know of a listener.
 fn tell(config: &ListenerConfig, name: Option<&str>) {
     if config.allowed_subnets.is_none() {
-        tracing::warn!(
-            listener = name,
-            "no -allowed-subnets: whoever reaches the listener can claim to be any client; list your load balancers in a file"
-        );
+        tracing::warn!(listener = name, "{}", doctor::ANYBODY);
     }
     // Who gives one target only may not know that the other family has a default.
     let targets = config.targets;

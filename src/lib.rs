@@ -24,7 +24,7 @@
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
 //! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
-//! hears how the process is. Lines of the [`log`] go out by a thread of their own; what commands print
+//! hears how the process is, [`metrics`] tells it to whoever asks over HTTP. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -45,11 +45,14 @@ pub mod demo;
 pub mod destination;
 pub mod doctor;
 pub mod header;
+pub mod histogram;
+pub mod http;
 pub mod limits;
 pub mod listeners;
 pub mod listening;
 pub mod lock_file;
 pub mod log;
+pub mod metrics;
 pub mod networks;
 pub mod output;
 pub mod proxy;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
@@ -38,6 +38,8 @@ pub struct Proxy {
     pub draining: AtomicBool,
     /// Told at each connection's end while draining.
     pub ended: Notify,
+    /// When the process began.
+    pub started: SystemTime,
 }
 
 impl Proxy {

@@ -77,6 +77,7 @@ pub fn whole(process: ProcessDraft, listeners: Vec<Checked>) -> Config {
             state_dir: process.state_dir.or_else(systemd_state_dir),
             verbosity: process.verbosity,
             log_format: process.log_format,
+            metrics: process.metrics,
         },
         listeners: listeners
             .into_iter()

@@ -104,6 +104,8 @@ pub struct Process {
     pub verbosity: Verbosity,
     /// How log lines look; `None` for text on a terminal and JSON elsewhere.
     pub log_format: Option<LogFormat>,
+    /// Where metrics and the status page are served (`-metrics`).
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What one listener is asked to do.

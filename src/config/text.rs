@@ -105,6 +105,13 @@ fn process(process: &Process) -> Vec<Row> {
                 .map(|format| text(format.word()))
                 .ok_or("text on a terminal, json elsewhere"),
         ),
+        (
+            "metrics",
+            process
+                .metrics
+                .map(|addr| text(&addr.to_string()))
+                .ok_or("off"),
+        ),
     ]
 }
 

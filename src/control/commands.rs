@@ -48,7 +48,10 @@ impl Office {
     /// Does what is asked, and tells the lines of the answer.
     pub async fn answer(&self, request: Request) -> Vec<Line> {
         match request {
-            Request::Status {} => end(self.status().await),
+            Request::Status {} => end(End {
+                status: Some(self.status().await),
+                ..End::ok()
+            }),
             Request::Connections { listener } => self.connections(listener.as_deref()).await,
             Request::Kill { id, client } => end(self.kill(id, client)),
             Request::Ban {
@@ -100,7 +103,8 @@ impl Office {
         &self.listeners.proxy
     }
 
-    async fn status(&self) -> End {
+    /// What runs, and its counts.
+    pub(crate) async fn status(&self) -> Status {
         let services = self.listeners.services().await;
         let config = self.listeners.config().await;
         let listeners: Vec<_> = services
@@ -120,21 +124,18 @@ impl Office {
         }
         // There is always one listener.
         let first = listeners.first();
-        End {
-            status: Some(Status {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                name: config.process.name,
-                pid: std::process::id(),
-                listen: first.and_then(|listener| listener.listen.first().copied()),
-                protocol: first.map(|listener| listener.protocol.clone()),
-                uptime: self.started.elapsed().as_secs(),
-                open: self.proxy().open(),
-                bans: self.proxy().bans.list().len(),
-                counts,
-                listeners,
-                refused,
-            }),
-            ..End::ok()
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: config.process.name,
+            pid: std::process::id(),
+            listen: first.and_then(|listener| listener.listen.first().copied()),
+            protocol: first.map(|listener| listener.protocol.clone()),
+            uptime: self.started.elapsed().as_secs(),
+            open: self.proxy().open(),
+            bans: self.proxy().bans.list().len(),
+            counts,
+            listeners,
+            refused,
         }
     }
 

@@ -59,6 +59,7 @@ pub async fn watch(
             Ok(outcomes) => outcomes,
             Err(e) => {
                 pause.lengthen();
+                marks.failed(format!("{e:#}"));
                 debug!("routing: cannot look after the rules: {e:#}");
                 continue;
             }
@@ -108,7 +109,10 @@ async fn follow(keeper: &mut Keeper, targets: &[RouteTarget], marks: &Marks) {
                 say(need, outcome);
             }
         }
-        Err(e) => warn!("routing: {e:#}"),
+        Err(e) => {
+            warn!("routing: {e:#}");
+            marks.failed(format!("{e:#}"));
+        }
     }
     if let Err(e) = keeper.take_away_unneeded().await {
         warn!("routing: cannot take away what no target needs any more: {e}");
