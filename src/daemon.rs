@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::SigSet;
@@ -30,6 +30,7 @@ use crate::limits;
 use crate::listeners::{Listeners, Prepared};
 use crate::listening::Broken;
 use crate::log;
+use crate::metrics;
 use crate::proxy::{Proxy, Worker};
 use crate::report::Volume;
 use crate::routing;
@@ -95,10 +96,12 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         elders: Elders::default(),
         ended: Notify::new(),
         sandbox: OnceLock::new(),
+        started: SystemTime::now(),
     });
     // A second instance on the same port ends here, and has touched nothing. Whoever connects is
     // served when everything is ready.
     let mut prepared = Prepared::first(config.clone(), &proxy, &mut sockets)?;
+    let metrics = metrics::bind(&config.process, &mut sockets).await?;
     sockets.refuse_rest().context("socket activation")?;
     if heir.is_none() {
         open_bans(&config.process, &proxy.bans)?;
@@ -154,6 +157,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         }),
         starter: environment.starter,
         routing: &handle,
+        metrics,
         orders,
         breaks,
     };
@@ -241,6 +245,7 @@ struct Serving<'a> {
     office: Arc<control::Office>,
     starter: Option<Starter>,
     routing: &'a routing::Handle,
+    metrics: Option<metrics::Bound>,
     orders: mpsc::Receiver<Order>,
     breaks: mpsc::UnboundedReceiver<Broken>,
 }
@@ -260,6 +265,11 @@ impl Serving<'_> {
         administration.spawn(reload_at(hangup, Arc::clone(&listeners)));
         administration.spawn(upgrade_at(upgrade, Arc::clone(&self.office)));
         let mut clients = JoinSet::new();
+        // While sessions end, too.
+        let mut pages = JoinSet::new();
+        if let Some(bound) = &self.metrics {
+            pages.spawn(metrics::serve(bound.listener()?, Arc::clone(&self.office)));
+        }
         if let Some(place) = control {
             clients.spawn(administer(place, Arc::clone(&self.office)));
         }
@@ -271,7 +281,7 @@ impl Serving<'_> {
             Some((addr, error)) = self.breaks.recv() => {
                 return Err(error).context(format!("the listener on {addr} broke"));
             }
-            succeeded = succeeded(&mut self.orders, self.starter.as_ref(), &self.office, self.routing) => {
+            succeeded = succeeded(&mut self.orders, self.starter.as_ref(), &self.office, self.routing, self.metrics.as_ref()) => {
                 Some(succeeded)
             }
         };
@@ -279,6 +289,8 @@ impl Serving<'_> {
         proxy.draining.store(true, Ordering::Relaxed);
         if let Some(succeeded) = succeeded {
             self.starter = None;
+            pages.shutdown().await;
+            self.metrics = None;
             finish(succeeded, &self.office, signals).await;
             return Ok(End::Succeeded);
         }
@@ -305,6 +317,7 @@ async fn succeeded(
     starter: Option<&Starter>,
     office: &control::Office,
     routing: &routing::Handle,
+    metrics: Option<&metrics::Bound>,
 ) -> Succeeded {
     while let Some(order) = orders.recv().await {
         let upgraded = match starter {
@@ -314,6 +327,7 @@ async fn succeeded(
                     listeners: &office.listeners,
                     succession: &office.succession,
                     routing,
+                    metrics,
                 };
                 upgrade.run().await
             }
@@ -489,10 +503,7 @@ async fn look_after(listeners: Arc<Listeners>) {
 /// What an administrator may not know of a listener.
 fn tell(config: &ListenerConfig, name: Option<&str>) {
     if config.allowed_subnets.is_none() {
-        tracing::warn!(
-            listener = name,
-            "no -allowed-subnets: whoever reaches the listener can claim to be any client; list your load balancers in a file"
-        );
+        tracing::warn!(listener = name, "{}", doctor::ANYBODY);
     }
     // Who gives one target only may not know that the other family has a default.
     let targets = config.targets;

@@ -24,7 +24,8 @@
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
 //! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
-//! hears how the process is. The [`sandbox`] takes away what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
+//! hears how the process is, [`metrics`] tells it to whoever asks over HTTP. The [`sandbox`] takes away
+//! what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -46,11 +47,14 @@ pub mod destination;
 pub mod doctor;
 pub(crate) mod handover;
 pub mod header;
+pub mod histogram;
+pub mod http;
 pub mod limits;
 pub mod listeners;
 pub mod listening;
 pub mod lock_file;
 pub mod log;
+pub mod metrics;
 pub mod networks;
 pub mod output;
 pub mod proxy;

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -204,7 +205,17 @@ pub struct Listeners {
     broken: mpsc::UnboundedSender<Broken>,
     /// One reload at a time, so that what was read last is what is put in place last.
     reloading: Mutex<()>,
+    reloads: Reloads,
     state: Mutex<State>,
+}
+
+/// How often the configuration was read again.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    /// And put in place.
+    pub done: AtomicU64,
+    /// And left as it was, because something was wrong.
+    pub failed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -249,6 +260,7 @@ impl Listeners {
             activated,
             broken,
             reloading: Mutex::default(),
+            reloads: Reloads::default(),
             state: Mutex::new(State {
                 config: prepared.config.clone(),
                 services: Vec::new(),
@@ -271,6 +283,11 @@ impl Listeners {
         let _turn = self.reloading.lock().await;
         self.proxy.manager.reloading();
         let reloaded = self.read_and_put_in_place().await;
+        let counter = match reloaded {
+            Ok(_) => &self.reloads.done,
+            Err(_) => &self.reloads.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
         match &reloaded {
             Ok(later) => {
                 match &self.source {
@@ -477,6 +494,16 @@ impl Listeners {
         Arc::clone(record)
     }
 
+    /// How often the configuration was read again.
+    pub fn reloads(&self) -> &Reloads {
+        &self.reloads
+    }
+
+    /// The policy routing of the targets.
+    pub fn routing(&self) -> &routing::Handle {
+        &self.routing
+    }
+
     /// What is in force.
     pub async fn config(&self) -> Config {
         self.state.lock().await.config.clone()
@@ -529,7 +556,7 @@ impl Listeners {
             let (protocol, addr) = (listening.bound.protocol, listening.bound.addr);
             listening
                 .resume()
-                .map_err(|error| anyhow!(cannot_listen(addr, protocol, &error)))?;
+                .map_err(|error| anyhow!(cannot_listen("-l", addr, protocol, &error)))?;
         }
         tracing::info!(listener = service.label(), "resumed");
         Ok(())
@@ -743,6 +770,7 @@ fn keep_what_needs_a_restart(was: &Process, held: &[&Listening], new: &mut Confi
     keep(was.control_group != is.control_group, "control-group");
     keep(was.state_dir != is.state_dir, "state-dir");
     keep(was.log_format != is.log_format, "log-format");
+    keep(was.metrics != is.metrics, "metrics");
     keep(was.user != is.user, "user");
     keep(was.sandbox != is.sandbox, "sandbox");
     *is = Process {

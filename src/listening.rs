@@ -48,7 +48,7 @@ impl Bound {
         let mut sockets = Vec::with_capacity(config.listeners);
         for _ in 0..config.listeners {
             let socket = open(addr, config, shared)
-                .map_err(|error| anyhow!(cannot_listen(addr, protocol, &error)))?;
+                .map_err(|error| anyhow!(cannot_listen("-l", addr, protocol, &error)))?;
             // Port 0 lets the kernel choose: the others share its choice.
             let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
             addr = bound.context("the listener has no address")?;
@@ -80,7 +80,7 @@ impl Bound {
                 Protocol::Tcp => tcp::listener::set_up(&socket, config),
                 Protocol::Udp => udp::listener::set_up(&socket, asked, config),
             };
-            set.map_err(|error| anyhow!(cannot_listen(addr, protocol, &error)))?;
+            set.map_err(|error| anyhow!(cannot_listen("-l", addr, protocol, &error)))?;
             let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
             addr = bound.context("the listener has no address")?;
             all.push(Arc::new(socket.into()));
@@ -132,7 +132,7 @@ impl Bound {
         for socket in &self.sockets {
             SockRef::from(&**socket)
                 .listen(tcp::listener::BACKLOG)
-                .map_err(|error| anyhow!(cannot_listen(self.addr, self.protocol, &error)))?;
+                .map_err(|error| anyhow!(cannot_listen("-l", self.addr, self.protocol, &error)))?;
         }
         Ok(())
     }
@@ -355,8 +355,14 @@ async fn carry(
     ended.map_err(|error| broken.send((addr, error))).ok()
 }
 
-/// What the kernel's refusal of a listening socket means, and what to do (ip(7), tcp(7)).
-pub fn cannot_listen(listen: SocketAddr, protocol: Protocol, error: &io::Error) -> String {
+/// What the kernel's refusal of a listening socket means, and what to do (ip(7), tcp(7)). `flag`
+/// is where the address comes from.
+pub fn cannot_listen(
+    flag: &str,
+    listen: SocketAddr,
+    protocol: Protocol,
+    error: &io::Error,
+) -> String {
     let port = listen.port();
     let cure = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
@@ -365,11 +371,15 @@ pub fn cannot_listen(listen: SocketAddr, protocol: Protocol, error: &io::Error) 
                 Protocol::Udp => "ss -lunp",
             };
             format!(
-                "another program has the port: `{list} 'sport = {port}'` shows which; stop it, or choose another port with -l"
+                "another program has the port: `{list} 'sport = {port}'` shows which; stop it, or choose another port with {flag}"
             )
         }
         Some(libc::EADDRNOTAVAIL) => {
-            "no interface of this host has the address: `ip address` lists those it has; for others there is -listen-transparent".to_owned()
+            let has = "no interface of this host has the address: `ip address` lists those it has";
+            match flag {
+                "-l" => format!("{has}; for others there is -listen-transparent"),
+                _ => has.to_owned(),
+            }
         }
         Some(libc::EACCES) => {
             "a port below 1024 needs CAP_NET_BIND_SERVICE: be root, or put AmbientCapabilities=CAP_NET_BIND_SERVICE into the unit".to_owned()

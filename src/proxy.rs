@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
@@ -44,6 +44,8 @@ pub struct Proxy {
     pub ended: Notify,
     /// Empty until the process has entered it.
     pub sandbox: OnceLock<Sandbox>,
+    /// When the process began.
+    pub started: SystemTime,
 }
 
 impl Proxy {

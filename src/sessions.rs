@@ -219,16 +219,32 @@ impl Sessions {
         all
     }
 
+    /// Shows all of them, page by page. The thread does other work in between.
+    pub async fn look(&self, mut action: impl FnMut(&Session)) {
+        for page in self.ids().chunks(PAGE) {
+            self.visit_page(page, |_, session| action(session));
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Goes through all of them, page by page, so that no connection waits for long.
     fn visit(&self, mut action: impl FnMut(SessionId, &mut Session)) {
+        for page in self.ids().chunks(PAGE) {
+            self.visit_page(page, &mut action);
+        }
+    }
+
+    fn ids(&self) -> Vec<SessionId> {
         let mut ids: Vec<SessionId> = self.open().sessions.keys().copied().collect();
         ids.sort_unstable();
-        for page in ids.chunks(PAGE) {
-            let mut open = self.open();
-            for id in page {
-                if let Some(session) = open.sessions.get_mut(id) {
-                    action(*id, session);
-                }
+        ids
+    }
+
+    fn visit_page(&self, page: &[SessionId], mut action: impl FnMut(SessionId, &mut Session)) {
+        let mut open = self.open();
+        for id in page {
+            if let Some(session) = open.sessions.get_mut(id) {
+                action(*id, session);
             }
         }
     }

@@ -88,6 +88,7 @@ pub fn process(draft: ProcessDraft) -> Process {
         state_dir: draft.state_dir.or_else(systemd_state_dir),
         verbosity: draft.verbosity,
         log_format: draft.log_format,
+        metrics: draft.metrics,
         user: draft.user,
         sandbox: draft.sandbox,
     }

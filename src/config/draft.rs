@@ -2,6 +2,7 @@
 //! are the only schema: the flags, their help, the keys of a configuration file and what is
 //! allowed in them all follow from it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -59,6 +60,10 @@ pub struct ProcessDraft {
     /// Log format: json, text or journal (default: by where it goes)
     #[arg(long = "log-format", value_name = "FORMAT", value_parser = LogFormat::read)]
     pub log_format: Option<LogFormat>,
+
+    /// Serve metrics and a status page over HTTP on this address, such as 127.0.0.1:9150
+    #[arg(long = "metrics", value_name = "ADDR", value_parser = value::socket_addr)]
+    pub metrics: Option<SocketAddr>,
 
     /// User, by name or number, to become after a start as root
     #[arg(long = "user", value_name = "USER")]

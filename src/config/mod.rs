@@ -116,6 +116,8 @@ pub struct Process {
     /// How log lines look; `None` for the journal where standard error goes there, text on a terminal
     /// and JSON elsewhere.
     pub log_format: Option<LogFormat>,
+    /// Where metrics and the status page are served (`-metrics`).
+    pub metrics: Option<SocketAddr>,
     /// The user to become (`-user`), a name or a number.
     pub user: Option<String>,
     /// What is given up once everything is in place.

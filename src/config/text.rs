@@ -110,6 +110,13 @@ fn process(process: &Process) -> Vec<Row> {
                 .ok_or("journal if standard error goes there, text on a terminal, json elsewhere"),
         ),
         (
+            "metrics",
+            process
+                .metrics
+                .map(|addr| text(&addr.to_string()))
+                .ok_or("off"),
+        ),
+        (
             "user",
             process
                 .user

@@ -1,7 +1,7 @@
 //! Values of flags and keys, read as Go's `flag` and `time` packages read them.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::num::IntErrorKind;
 use std::time::Duration;
 
@@ -109,6 +109,12 @@ fn target(text: &str) -> Result<HostPort, String> {
         HostPort { port: 0, .. } => Err("port 0 cannot be connected to".into()),
         addr => Ok(addr),
     }
+}
+
+/// An address with a port, such as 127.0.0.1:9150.
+pub fn socket_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an address and a port, such as 127.0.0.1:9150 or [::1]:9150".into())
 }
 
 /// Go's `strconv.ParseBool`.

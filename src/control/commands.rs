@@ -81,7 +81,10 @@ impl Office {
     pub async fn answer_alone(&self, request: Request) -> Vec<Line> {
         match request {
             Request::Upgrade {} => end(End::error("another process serves")),
-            Request::Status {} => end(self.status().await),
+            Request::Status {} => end(End {
+                status: Some(self.status().await),
+                ..End::ok()
+            }),
             Request::Connections { listener } => self.connections(listener.as_deref()).await,
             Request::Kill { id, client } => end(self.kill(id, client)),
             Request::Ban {
@@ -143,7 +146,8 @@ impl Office {
         &self.listeners.proxy
     }
 
-    async fn status(&self) -> End {
+    /// What runs, and its counts.
+    pub(crate) async fn status(&self) -> Status {
         let services = self.listeners.services().await;
         let config = self.listeners.config().await;
         let listeners: Vec<_> = services
@@ -163,23 +167,20 @@ impl Office {
         }
         // There is always one listener.
         let first = listeners.first();
-        End {
-            status: Some(Status {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                name: config.process.name,
-                pid: std::process::id(),
-                listen: first.and_then(|listener| listener.listen.first().copied()),
-                protocol: first.map(|listener| listener.protocol.clone()),
-                uptime: self.started.elapsed().as_secs(),
-                open: self.proxy().open(),
-                bans: self.proxy().bans.list().len(),
-                counts,
-                listeners,
-                older: Vec::new(),
-                refused,
-                sandbox: self.proxy().sandbox.get().map(|it| it.state.clone()),
-            }),
-            ..End::ok()
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: config.process.name,
+            pid: std::process::id(),
+            listen: first.and_then(|listener| listener.listen.first().copied()),
+            protocol: first.map(|listener| listener.protocol.clone()),
+            uptime: self.started.elapsed().as_secs(),
+            open: self.proxy().open(),
+            bans: self.proxy().bans.list().len(),
+            counts,
+            listeners,
+            older: Vec::new(),
+            refused,
+            sandbox: self.proxy().sandbox.get().map(|it| it.state.clone()),
         }
     }
 

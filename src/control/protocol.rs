@@ -147,7 +147,7 @@ impl End {
 }
 
 /// What runs.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -177,7 +177,7 @@ pub struct Status {
 }
 
 /// A process that was succeeded by another and still carries sessions.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Older {
     pub pid: u32,
     /// Missing if it does not answer.
@@ -188,7 +188,7 @@ pub struct Older {
 }
 
 /// A listener, and what happened there.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listener {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

@@ -38,6 +38,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::config::{Config, ListenerConfig, Routing};
+use crate::control;
 use crate::output::print;
 pub use check::{Check, IDS, Status};
 use examination::{Examination, Verdict};
@@ -105,6 +106,25 @@ pub async fn warn_at_start(config: &Config) {
             Err(e) => tracing::debug!("the quick examination failed: {e:#}"),
         }
     }
+}
+
+/// What no list of load balancers means.
+pub const ANYBODY: &str = "no -allowed-subnets: whoever reaches the listener can claim to be any client; list your load balancers in a file";
+
+/// What the doctor says of this very process by what it has counted, and by its configuration; it
+/// looks at nothing and contacts nobody.
+pub fn of_running(status: &control::Status, config: &Config) -> Vec<String> {
+    let open = config
+        .listeners
+        .iter()
+        .filter(|l| l.allowed_subnets.is_none());
+    let open = open.map(|listener| {
+        let name = listener.name.as_deref().map(|name| format!("{name}: "));
+        format!("{}{ANYBODY}", name.unwrap_or_default())
+    });
+    let wrong = running::wrong(status, config).into_iter();
+    let wrong = wrong.map(|check| format!("{}: {}", check.found(), check.fix()));
+    open.chain(wrong).collect()
 }
 
 /// A missing way back is left to the routing to tell, which has just tried to put it in.

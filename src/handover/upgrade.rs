@@ -17,7 +17,9 @@ use tokio::time::timeout;
 use super::channel::Channel;
 use super::message::{ControlPaper, FromNew, FromOld, Place, Target, VERSION};
 use super::succession::Succession;
+use crate::config::Protocol;
 use crate::listeners::{Legacy, Listeners};
+use crate::metrics;
 use crate::routing;
 use crate::starter::{self, Starter};
 use crate::sys::passing;
@@ -48,6 +50,8 @@ pub struct Upgrade<'a> {
     pub succession: &'a Succession,
     /// Of our targets.
     pub routing: &'a routing::Handle,
+    /// The socket of the metrics.
+    pub metrics: Option<&'a metrics::Bound>,
 }
 
 /// A new process serves.
@@ -179,6 +183,12 @@ impl Upgrade<'_> {
                 let some: Vec<BorrowedFd<'_>> = some.iter().map(|socket| socket.as_fd()).collect();
                 channel.send(&FromOld::Socket(*place), &some).await?;
             }
+        }
+        if let Some(metrics) = self.metrics {
+            let place = Place::new(Protocol::Tcp, metrics.asked);
+            channel
+                .send(&FromOld::Socket(place), &[metrics.as_fd()])
+                .await?;
         }
         channel.send(&FromOld::Offered, &[]).await?;
         Ok(())

@@ -67,6 +67,7 @@ pub struct Installed {
 #[derive(Clone, Debug)]
 pub struct Handle {
     marks: Arc<Marks>,
+    restored: Arc<AtomicU64>,
     /// `None` where nobody keeps the routing.
     orders: Option<mpsc::Sender<watch::Request>>,
 }
@@ -86,11 +87,13 @@ pub async fn install(
 ) -> Result<Installed> {
     let (stop, stopped) = oneshot::channel();
     let marks = Arc::new(Marks::default());
+    let restored = Arc::<AtomicU64>::default();
     let mut installed = Installed {
-        restored: Arc::default(),
+        restored: Arc::clone(&restored),
         watcher: None,
         handle: Handle {
             marks: Arc::clone(&marks),
+            restored: Arc::clone(&restored),
             orders: None,
         },
         stop,
@@ -113,7 +116,6 @@ pub async fn install(
     }
     clean_leftovers(&keeper.kernel).await;
     put_in(&mut keeper, &marks).await;
-    let restored = Arc::clone(&installed.restored);
     let targets = targets.to_vec();
     let (sender, mut orders) = mpsc::channel(1);
     installed.handle.orders = Some(sender);
@@ -162,6 +164,20 @@ impl Handle {
     /// The marks of upstream sockets.
     pub fn marks(&self) -> Arc<Marks> {
         Arc::clone(&self.marks)
+    }
+
+    /// How often the way back of a target was put back after another program removed it.
+    pub fn restored(&self) -> u64 {
+        self.restored.load(Ordering::Relaxed)
+    }
+
+    /// Why replies of these targets will not come back, as far as is known. Where nobody keeps the
+    /// routing, it may have changed since: it is looked at anew.
+    pub async fn missing(&self, targets: &[RouteTarget]) -> Vec<String> {
+        if self.orders.is_none() {
+            self.look(targets).await;
+        }
+        self.marks.missing()
     }
 
     /// Whether there is a way for each of these targets. Fails when a `-routing-mode` does not fit.
@@ -228,7 +244,10 @@ async fn put_in(keeper: &mut Keeper, marks: &Marks) {
                 say(need, outcome);
             }
         }
-        Err(e) => warn!("routing: {e:#}"),
+        Err(e) => {
+            warn!("routing: {e:#}");
+            marks.failed(format!("{e:#}"));
+        }
     }
 }
 

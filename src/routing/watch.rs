@@ -68,6 +68,7 @@ pub async fn watch(
             Ok(outcomes) => outcomes,
             Err(e) => {
                 pause.lengthen();
+                marks.failed(format!("{e:#}"));
                 debug!("routing: cannot look after the rules: {e:#}");
                 continue;
             }

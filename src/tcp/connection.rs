@@ -122,6 +122,11 @@ impl Story {
                 .await
                 .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?,
         };
+        let heard = Instant::now();
+        if trust == Trust::Header {
+            let time = heard.saturating_duration_since(self.began);
+            self.slot.observe(time, |tally| &tally.header);
+        }
         let destinations = &self.service().destinations;
         let (claimed, target) = destinations.choose(claim, self.peer)?;
         destinations.refuse_loop(target, is_local)?;
@@ -139,6 +144,7 @@ impl Story {
             sent,
             gone,
         } = self.reach(claimed, target, &unsent).await?;
+        self.slot.observe(heard.elapsed(), |tally| &tally.backend);
         unsent.drain(..sent);
         Ok(Session {
             backend,

@@ -60,6 +60,7 @@ pub fn refused(
     record
         .reporter
         .note(kind, Some(ip), record.count(Count::Served));
+    service.note_unreachable(refusal);
     let subject = Subject {
         reason: Some(refusal.reason()),
         target,

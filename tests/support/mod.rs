@@ -11,6 +11,7 @@ pub mod diagnosis;
 pub mod fail2ban;
 pub mod header;
 pub mod host;
+pub mod http;
 pub mod journal;
 pub mod journald;
 pub mod lineage;
