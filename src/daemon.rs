@@ -19,6 +19,7 @@ use crate::claims;
 use crate::config::{ListenerConfig, LogFormat, Process, Source, Verbosity};
 use crate::control;
 use crate::doctor;
+use crate::events::Events;
 use crate::limits;
 use crate::listeners::{Listeners, Prepared};
 use crate::listening::Broken;
@@ -54,8 +55,10 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     hangups().thread_unblock().context("cannot take SIGHUP")?;
     let capacity = limits::capacity(&config);
     let workers = workers(config.process.workers).context("cannot start the worker threads")?;
+    let events = Arc::<Events>::default();
     let proxy = Arc::new(Proxy {
-        bans: Arc::new(Bans::default()),
+        bans: Arc::new(Bans::new(Arc::clone(&events))),
+        events,
         host: claims::follow().await,
         asking: Arc::new(Asking::new().context("cannot open a UDP socket")?),
         workers,

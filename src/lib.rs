@@ -22,8 +22,8 @@
 //! ```
 //!
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
-//! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
-//! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
+//! Beside the way: [`control`] lets an administrator look at [`sessions`], watch [`events`] and speak
+//! [`bans`], which admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
 //! hears how the process is. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
 
@@ -44,6 +44,7 @@ pub mod daemon;
 pub mod demo;
 pub mod destination;
 pub mod doctor;
+pub mod events;
 pub mod header;
 pub mod limits;
 pub mod listeners;

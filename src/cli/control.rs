@@ -31,7 +31,8 @@ use crate::suggest;
                    drain [LISTENER]    stop accepting there; open sessions continue\n  \
                    resume [LISTENER]   accept connections there again\n  \
                    reload              reread the configuration and its lists\n  \
-                   log 0|1|2           change the verbosity until the next start",
+                   log 0|1|2           change the verbosity until the next start\n  \
+                   watch               print sessions, refusals and bans as they happen",
     after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
 pub struct CtlFlags {
@@ -60,7 +61,7 @@ pub struct CtlFlags {
     )]
     pub reason: String,
 
-    /// ban, unban, connections: only at the listener of this name
+    /// ban, unban, connections, watch: only at the listener of this name
     #[arg(long = "listener", value_name = "NAME", value_parser = name)]
     pub listener: Option<String>,
 
@@ -99,6 +100,8 @@ pub enum CtlAction {
     Reload,
     /// Change how much is logged.
     Log(u8),
+    /// Print what happens.
+    Watch,
 }
 
 /// Parses what follows `realpeer ctl`.
@@ -115,7 +118,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
-const ACTIONS: [&str; 10] = [
+const ACTIONS: [&str; 11] = [
     "status",
     "connections",
     "kill",
@@ -126,6 +129,7 @@ const ACTIONS: [&str; 10] = [
     "resume",
     "reload",
     "log",
+    "watch",
 ];
 
 fn action(words: &[String]) -> Result<CtlAction, String> {
@@ -135,6 +139,7 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         ["connections"] => Ok(CtlAction::Connections),
         ["bans"] => Ok(CtlAction::Bans),
         ["reload"] => Ok(CtlAction::Reload),
+        ["watch"] => Ok(CtlAction::Watch),
         ["drain"] => Ok(CtlAction::Drain(None)),
         ["drain", listener] => Ok(CtlAction::Drain(Some(listener.to_owned()))),
         ["resume"] => Ok(CtlAction::Resume(None)),

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::protocol::{Connection, End, LastRefused, Line, Listener, Network, Request, Status};
 use crate::bans::{self, Ban};
 use crate::config::{self, Choice, Verbosity};
+use crate::events::Watcher;
 use crate::listeners::Listeners;
 use crate::proxy::Proxy;
 use crate::service::{Record, Service};
@@ -81,7 +82,18 @@ impl Office {
                 config: Some(config::in_force(&self.listeners.config().await)),
                 ..End::ok()
             }),
+            // The server does it: it has no end.
+            Request::Watch { .. } => end(End::error("watch: cannot be answered at once")),
         }
+    }
+
+    /// Watches what happens, at that listener or at all.
+    pub async fn watch(&self, listener: Option<&str>) -> Result<Watcher, End> {
+        if listener.is_some() {
+            let found = self.listeners.named(listener).await;
+            found.map_err(|error| End::error(error.to_string()))?;
+        }
+        Ok(self.proxy().events.watch())
     }
 
     fn log(&self, level: u8) -> End {

@@ -9,6 +9,7 @@ mod protocol;
 mod server;
 mod socket;
 mod table;
+mod watch;
 
 use std::path::{Path, PathBuf};
 

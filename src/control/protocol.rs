@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::bans::{Ban, UnixSeconds};
+use crate::events::Told;
 use crate::networks;
 use crate::sessions::SessionId;
 
@@ -66,6 +68,11 @@ pub enum Request {
     Log { level: u8 },
     /// What is in force, as TOML.
     Config {},
+    /// What happens from now on, at one listener or at all: lines without end.
+    Watch {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
 }
 
 /// A network that may also be written as a bare address.
@@ -90,6 +97,8 @@ pub enum Line {
     Connection { connection: Connection },
     /// One of the bans.
     Ban { ban: Ban },
+    /// Something that happened.
+    Event(Arc<Told>),
     /// The last line: how it went.
     End(End),
 }
