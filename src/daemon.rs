@@ -20,6 +20,7 @@ use crate::claims;
 use crate::config::{self, Config, ListenerConfig, Process, Source};
 use crate::control;
 use crate::doctor;
+use crate::events::Events;
 use crate::handover::channel::Channel;
 use crate::handover::elders::Elders;
 use crate::handover::heir::{Estate, Heir};
@@ -84,8 +85,10 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     }
     let capacity = limits::capacity(&config);
     let (workers, runtimes) = workers(config.process.workers).context("cannot make the workers")?;
+    let events = Arc::<Events>::default();
     let proxy = Arc::new(Proxy {
-        bans: Arc::new(Bans::default()),
+        bans: Arc::new(Bans::new(Arc::clone(&events))),
+        events,
         host: claims::follow().await,
         asking: Arc::new(Asking::new().context("cannot open a UDP socket")?),
         workers,

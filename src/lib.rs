@@ -22,10 +22,10 @@
 //! ```
 //!
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
-//! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
-//! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
-//! hears how the process is, [`metrics`] tells it to whoever asks over HTTP. The [`sandbox`] takes away
-//! what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
+//! Beside the way: [`control`] lets an administrator look at [`sessions`], watch [`events`] and speak
+//! [`bans`], which admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress.
+//! [`systemd`] hears how the process is, [`metrics`] tells it to whoever asks over HTTP. The [`sandbox`] takes
+//! away what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -45,6 +45,7 @@ pub mod daemon;
 pub mod demo;
 pub mod destination;
 pub mod doctor;
+pub mod events;
 pub(crate) mod handover;
 pub mod header;
 pub mod histogram;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::addr::TargetAddr;
 use crate::bans::Bans;
 use crate::claims::Host;
+use crate::events::Events;
 use crate::handover::elders::Elders;
 use crate::report::Volume;
 use crate::sandbox::Sandbox;
@@ -24,6 +25,8 @@ use crate::upstream::Asking;
 pub struct Proxy {
     /// The clients that are banned for now.
     pub bans: Arc<Bans>,
+    /// What happens, for whoever watches.
+    pub events: Arc<Events>,
     /// The addresses of this host, which not everybody may claim.
     pub host: Arc<ArcSwap<Host>>,
     /// For the sockets that claim addresses.

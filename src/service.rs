@@ -14,6 +14,7 @@ use crate::admission::Admission;
 use crate::client_limits::{Clients, Limits, Permit};
 use crate::config::{ListenerConfig, Protocol};
 use crate::destination::Destinations;
+use crate::events::Event;
 use crate::histogram::{Histogram, Times};
 use crate::proxy::{Proxy, Worker};
 use crate::refusal::Refusal;
@@ -166,6 +167,7 @@ impl Service {
     ) {
         let kind = refusal.count();
         self.add(worker, kind, 1);
+        self.tell_refused(peer, refusal, client, target);
         let served = self.record.count(Count::Served);
         self.record.reporter.note(kind, Some(peer.ip()), served);
         self.note_unreachable(refusal);
@@ -203,6 +205,34 @@ impl Service {
             at: Instant::now(),
             answered: self.record.answered(self.config.protocol),
         });
+    }
+
+    /// Tells those who watch that a connection or datagram was refused.
+    pub fn tell_refused(
+        &self,
+        peer: PeerAddr,
+        refusal: &Refusal,
+        client: Option<ClientAddr>,
+        target: Option<TargetAddr>,
+    ) {
+        self.tell(|| Event::Refused {
+            listener: self.name(),
+            reason: refusal.count().name().to_owned(),
+            error: self.destinations.explain(refusal).to_string(),
+            client: client.map(|client| client.0),
+            peer: peer.0,
+            target: target.map(|target| target.0),
+        });
+    }
+
+    /// Tells those who watch what happens. While nobody does, `event` is not called.
+    pub fn tell(&self, event: impl FnOnce() -> Event) {
+        self.proxy.events.tell(event);
+    }
+
+    /// Its name, for an event.
+    pub fn name(&self) -> Option<String> {
+        self.record.name.as_deref().map(str::to_owned)
     }
 
     /// UDP flows that one socket may have open.
@@ -371,6 +401,11 @@ impl Slot {
         if let Some(id) = self.session {
             self.worker().sessions.introduce(id, route);
         }
+    }
+
+    /// Its number among the sessions.
+    pub fn id(&self) -> Option<SessionId> {
+        self.session
     }
 
     /// Counts a refused connection and logs it, if it is its turn.

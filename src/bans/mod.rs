@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
+use crate::events::{Event, Events};
 pub use journal::Change;
 use journal::Journal;
 pub use list::{Ban, BanList, UnixSeconds, after, now};
@@ -25,9 +26,18 @@ pub struct Bans {
     resting: Mutex<Option<Journal>>,
     /// Held by who waits for the disk.
     syncing: tokio::sync::Mutex<()>,
+    events: Arc<Events>,
 }
 
 impl Bans {
+    /// None yet. Changes are told there.
+    pub fn new(events: Arc<Events>) -> Bans {
+        Bans {
+            events,
+            ..Bans::default()
+        }
+    }
+
     /// Takes over the bans of a file, and keeps later ones there. Without it, bans end with the
     /// program.
     pub fn open(&self, file: &Path) -> Result<()> {
@@ -85,6 +95,12 @@ impl Bans {
     /// down; it holds all the same, until the program ends.
     pub fn ban(&self, ban: Ban) -> Result<()> {
         self.list_mut().insert(ban.clone());
+        self.events.tell(|| Event::Ban {
+            network: ban.network,
+            listener: ban.listener.clone(),
+            until: ban.until,
+            reason: ban.reason.clone(),
+        });
         self.write(&Change::Ban(ban))
     }
 
@@ -94,6 +110,7 @@ impl Bans {
         if ended.is_empty() {
             return (ended, Ok(()));
         }
+        self.tell_ended(&ended, false);
         let listener = listener.map(str::to_owned);
         (ended, self.write(&Change::Unban { network, listener }))
     }
@@ -104,7 +121,19 @@ impl Bans {
         if self.list().next_end().is_none_or(|end| now < end) {
             return Vec::new();
         }
-        self.list_mut().expire(now)
+        let ended = self.list_mut().expire(now);
+        self.tell_ended(&ended, true);
+        ended
+    }
+
+    fn tell_ended(&self, bans: &[Arc<Ban>], expired: bool) {
+        for ban in bans {
+            self.events.tell(|| Event::Unban {
+                network: ban.network,
+                listener: ban.listener.clone(),
+                expired,
+            });
+        }
     }
 
     /// The bans, to read.

@@ -32,7 +32,8 @@ use crate::suggest;
                    resume [LISTENER]   accept connections there again\n  \
                    reload              reread the configuration and its lists\n  \
                    upgrade             have a new process of the program take over\n  \
-                   log 0|1|2           change the verbosity until the next start",
+                   log 0|1|2           change the verbosity until the next start\n  \
+                   watch               print sessions, refusals and bans as they happen",
     after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
 pub struct CtlFlags {
@@ -61,7 +62,7 @@ pub struct CtlFlags {
     )]
     pub reason: String,
 
-    /// ban, unban, connections: only at the listener of this name
+    /// ban, unban, connections, watch: only at the listener of this name
     #[arg(long = "listener", value_name = "NAME", value_parser = name)]
     pub listener: Option<String>,
 
@@ -102,6 +103,8 @@ pub enum CtlAction {
     Log(u8),
     /// Have a new process take over.
     Upgrade,
+    /// Print what happens.
+    Watch,
 }
 
 /// Parses what follows `realpeer ctl`.
@@ -118,7 +121,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
-const ACTIONS: [&str; 11] = [
+const ACTIONS: [&str; 12] = [
     "status",
     "connections",
     "kill",
@@ -130,6 +133,7 @@ const ACTIONS: [&str; 11] = [
     "reload",
     "log",
     "upgrade",
+    "watch",
 ];
 
 fn action(words: &[String]) -> Result<CtlAction, String> {
@@ -140,6 +144,7 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         ["bans"] => Ok(CtlAction::Bans),
         ["reload"] => Ok(CtlAction::Reload),
         ["upgrade"] => Ok(CtlAction::Upgrade),
+        ["watch"] => Ok(CtlAction::Watch),
         ["drain"] => Ok(CtlAction::Drain(None)),
         ["drain", listener] => Ok(CtlAction::Drain(Some(listener.to_owned()))),
         ["resume"] => Ok(CtlAction::Resume(None)),

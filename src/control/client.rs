@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::protocol::{End, Line, Network, Request, Status};
-use super::{table, usual_path};
+use super::{table, usual_path, watch};
 use crate::cli::{CtlAction, CtlFlags};
 use crate::config::{Control, Process};
 use crate::output;
@@ -48,6 +48,9 @@ pub fn run(flags: &CtlFlags) -> Result<(), Failure> {
         .control
         .clone()
         .unwrap_or_else(|| usual_path(flags.name.as_deref()));
+    if flags.action == CtlAction::Watch {
+        return watch::run(&path, flags);
+    }
     let (lines, end) = ask(&path, &request(flags)).map_err(|e| no_proxy(&path, &e))?;
     if flags.json {
         let mut lines = lines;
@@ -95,7 +98,7 @@ pub fn config(control: Option<&Path>, name: Option<&str>) -> Result<String, Fail
     }
 }
 
-fn request(flags: &CtlFlags) -> Request {
+pub(super) fn request(flags: &CtlFlags) -> Request {
     match flags.action {
         CtlAction::Status => Request::Status {},
         CtlAction::Connections => Request::Connections {
@@ -130,21 +133,21 @@ fn request(flags: &CtlFlags) -> Request {
         CtlAction::Reload => Request::Reload {},
         CtlAction::Log(level) => Request::Log { level },
         CtlAction::Upgrade => Request::Upgrade {},
+        CtlAction::Watch => Request::Watch {
+            listener: flags.listener.clone(),
+        },
     }
 }
 
-fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
+pub(super) fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
     let mut stream = UnixStream::connect(path)?;
     let patience = match request {
         Request::Upgrade {} => LONGEST_UPGRADE,
         _ => PATIENCE,
     };
     stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut text = serde_json::to_vec(request)?;
-    text.push(b'\n');
     // A proxy that has too many clients answers without reading.
-    let sent = stream.write_all(&text);
+    let sent = send(&mut stream, request);
     let mut lines = Vec::new();
     for line in BufReader::new(stream).lines() {
         match serde_json::from_str(&line?)? {
@@ -156,7 +159,15 @@ fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
     Err(io::ErrorKind::UnexpectedEof.into())
 }
 
-fn no_proxy(path: &Path, error: &io::Error) -> Failure {
+/// Sends a request.
+pub(super) fn send(stream: &mut UnixStream, request: &Request) -> io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.write_all(&text)
+}
+
+pub(super) fn no_proxy(path: &Path, error: &io::Error) -> Failure {
     let path = path.display();
     Failure::NoProxy(match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {

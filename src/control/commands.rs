@@ -10,6 +10,7 @@ use super::older;
 use super::protocol::{Connection, End, LastRefused, Line, Listener, Network, Request, Status};
 use crate::bans::{self, Ban};
 use crate::config::{self, Choice, Verbosity};
+use crate::events::Watcher;
 use crate::handover::succession::Succession;
 use crate::listeners::Listeners;
 use crate::proxy::Proxy;
@@ -117,6 +118,8 @@ impl Office {
                 config: Some(config::in_force(&self.listeners.config().await)),
                 ..End::ok()
             }),
+            // The server does it: it has no end.
+            Request::Watch { .. } => end(End::error("watch: cannot be answered at once")),
         }
     }
 
@@ -128,6 +131,32 @@ impl Office {
             },
             Err(error) => End::error(format!("this process goes on: {error}")),
         }
+    }
+
+    /// What runs, with the processes before this one that still carry sessions.
+    pub(crate) async fn status_of_all(&self) -> Status {
+        let status = self.status().await;
+        let alone = end(End {
+            status: Some(status.clone()),
+            ..End::ok()
+        });
+        let all = older::add(&self.proxy().elders, &Request::Status {}, alone).await;
+        match all.into_iter().next_back() {
+            Some(Line::End(End {
+                status: Some(status),
+                ..
+            })) => status,
+            _ => status,
+        }
+    }
+
+    /// Watches what happens, at that listener or at all.
+    pub async fn watch(&self, listener: Option<&str>) -> Result<Watcher, End> {
+        if listener.is_some() {
+            let found = self.listeners.named(listener).await;
+            found.map_err(|error| End::error(error.to_string()))?;
+        }
+        Ok(self.proxy().events.watch())
     }
 
     fn log(&self, level: u8) -> End {
@@ -147,7 +176,7 @@ impl Office {
     }
 
     /// What runs, and its counts.
-    pub(crate) async fn status(&self) -> Status {
+    async fn status(&self) -> Status {
         let services = self.listeners.services().await;
         let config = self.listeners.config().await;
         let listeners: Vec<_> = services

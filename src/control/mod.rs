@@ -10,6 +10,7 @@ mod protocol;
 mod server;
 mod socket;
 mod table;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ pub use commands::Office;
 pub(crate) use protocol::{End, LastRefused, Line, Listener, Request, Status};
 pub use server::serve;
 pub use socket::{Bound, Place, bind, lock_path};
+pub(crate) use table::older_words;
 
 /// Where control sockets are when nobody says otherwise.
 pub const DIRECTORY: &str = "/run/realpeer";

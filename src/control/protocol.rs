@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::bans::{Ban, UnixSeconds};
+use crate::events::Told;
 use crate::networks;
 use crate::sandbox;
 use crate::sessions::SessionId;
@@ -69,6 +71,11 @@ pub enum Request {
     Config {},
     /// Have a new process of the program take over.
     Upgrade {},
+    /// What happens from now on, at one listener or at all: lines without end.
+    Watch {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
 }
 
 /// A network that may also be written as a bare address.
@@ -93,6 +100,8 @@ pub enum Line {
     Connection { connection: Connection },
     /// One of the bans.
     Ban { ban: Ban },
+    /// Something that happened.
+    Event(Arc<Told>),
     /// The last line: how it went.
     End(End),
 }

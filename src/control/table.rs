@@ -2,9 +2,12 @@
 
 use std::fmt::Write;
 
+use serde_json::Value;
+
 use super::protocol::{Connection, End, Line, Listener, Older, Status};
 use crate::bans::{self, Ban};
 use crate::cli::CtlAction;
+use crate::events::Told;
 use crate::stats::Count;
 
 /// The answer to an action that went well.
@@ -46,12 +49,59 @@ pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
             format!("process {pid} has taken over\n")
         }
         CtlAction::Log(level) => format!("logging at {level} until the next start\n"),
+        // It prints for itself.
+        CtlAction::Watch => String::new(),
     }
 }
 
 fn is_older(line: &Line) -> bool {
     matches!(line, Line::Connection { connection } if connection.pid.is_some())
 }
+
+/// A line that tells what happened, with the keys that it has in JSON.
+pub fn event(told: &Told) -> String {
+    let time = humantime::format_rfc3339_millis(told.time);
+    // An event is an object, and nothing in it can fail to be JSON.
+    let value = serde_json::to_value(&told.event).unwrap_or_default();
+    let mut words = String::new();
+    let mut fields: Vec<_> = value.as_object().into_iter().flatten().collect();
+    fields.sort_by_key(|(key, _)| EVENT_KEYS.iter().position(|known| known == key));
+    for (key, value) in fields {
+        let _ = match value {
+            Value::String(text) if key == "event" => write!(words, "{text:8}"),
+            // Strangers' words: no control characters on a terminal.
+            Value::String(text) if text.contains(|c: char| c.is_whitespace() || c.is_control()) => {
+                write!(words, " {key}=\"{}\"", text.escape_debug())
+            }
+            Value::String(text) => write!(words, " {key}={}", text.escape_debug()),
+            Value::Number(age) if key == "age" => {
+                write!(words, " {key}={:.3}s", age.as_f64().unwrap_or_default())
+            }
+            value => write!(words, " {key}={value}"),
+        };
+    }
+    format!("{time} {}\n", words.trim_end())
+}
+
+/// In the order of a line.
+const EVENT_KEYS: [&str; 16] = [
+    "event",
+    "id",
+    "listener",
+    "client",
+    "peer",
+    "target",
+    "network",
+    "bytesUp",
+    "bytesDown",
+    "age",
+    "end",
+    "reason",
+    "until",
+    "expired",
+    "count",
+    "error",
+];
 
 fn listener_word(name: &Option<String>) -> &str {
     name.as_deref().unwrap_or("the listener")
@@ -127,7 +177,8 @@ fn status(status: &Status) -> String {
     out
 }
 
-fn older_words(older: &Older) -> String {
+/// What is told of an older process.
+pub fn older_words(older: &Older) -> String {
     let open = match older.open {
         Some(open) => format!("{open} open"),
         None => "does not answer".to_owned(),

@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::picture::Picture;
 use crate::bans::{self, Ban};
-use crate::control::Listener;
+use crate::control::{self, Listener};
 use crate::stats::Count;
 
 /// The whole page.
@@ -28,6 +28,7 @@ pub fn render(picture: &Picture) -> String {
                     (tiles(picture))
                     (notes("Not ready", "bad", &picture.not_ready))
                     (notes("Advice", "hint", &picture.advice))
+                    (older(picture))
                     (listeners(picture))
                     div.columns {
                         (clients(picture))
@@ -93,6 +94,12 @@ fn notes(title: &str, kind: &str, notes: &[String]) -> Markup {
             }
         }
     }
+}
+
+fn older(picture: &Picture) -> Markup {
+    let words = |older| format!("process {}", control::older_words(older));
+    let older: Vec<_> = picture.status.older.iter().map(words).collect();
+    notes("Older processes that still carry sessions", "hint", &older)
 }
 
 fn listeners(picture: &Picture) -> Markup {

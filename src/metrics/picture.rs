@@ -60,7 +60,7 @@ impl Picture {
     /// Looks at everything.
     pub async fn take(office: &Office, rates: &Rates) -> Picture {
         let listeners = &office.listeners;
-        let (status, config) = (office.status().await, listeners.config().await);
+        let (status, config) = (office.status_of_all().await, listeners.config().await);
         let services = listeners.services().await;
         let rates = services.iter().map(|(service, _)| {
             let label = label(service);

@@ -54,7 +54,7 @@ pub struct Flow {
     /// When it began.
     pub began: Instant,
     /// Its entry among the worker's sessions.
-    id: SessionId,
+    pub id: SessionId,
     /// `Flows::round` when the flow was last found to be wanted.
     judged: Cell<u64>,
     /// What admitted it.
@@ -296,6 +296,9 @@ impl Flows {
             return Err(upstream::failure(client, target, e).into());
         }
         self.count(Count::Served);
+        if let Some(flow) = self.get(key) {
+            journal::opened(&self.service, flow);
+        }
         Ok(key)
     }
 

@@ -22,6 +22,7 @@ pub mod site;
 pub mod ssh_story;
 pub mod stage;
 pub mod streams;
+pub mod tmux;
 pub mod vitals;
 
 pub use backend::Backend;
@@ -34,6 +35,7 @@ pub use program::Program;
 pub use running::Running;
 pub use site::Site;
 pub use stage::{Session, Stage};
+pub use tmux::Terminal;
 
 use std::fs;
 use std::net::SocketAddr;
