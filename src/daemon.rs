@@ -88,6 +88,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     // served when everything is ready.
     let mut prepared = Prepared::first(config.clone(), &proxy, &mut sockets)?;
     sockets.refuse_rest().context("socket activation")?;
+    let activated = sockets.into_activated();
     if heir.is_none() {
         open_bans(&config.process, &proxy.bans)?;
     }
@@ -115,7 +116,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         prepared,
         Arc::clone(&proxy),
         routing.handle(),
-        sockets.activated,
+        activated,
     )
     .await;
     if let Some(heir) = heir {
