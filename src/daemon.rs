@@ -106,6 +106,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     let mut prepared = Prepared::first(config.clone(), &proxy, &mut sockets)?;
     let metrics = metrics::bind(&config.process, &mut sockets).await?;
     sockets.refuse_rest().context("socket activation")?;
+    let activated = sockets.into_activated();
     if heir.is_none() {
         open_bans(&config.process, &proxy.bans)?;
     }
@@ -136,7 +137,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         prepared,
         Arc::clone(&proxy),
         routing.handle(),
-        sockets.activated,
+        activated,
     )
     .await;
     if let Some(heir) = heir {

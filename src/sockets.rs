@@ -114,6 +114,11 @@ impl Sockets {
         (!sockets.is_empty()).then_some(sockets)
     }
 
+    /// Closes what is left, and tells the addresses that stand in place of those of the configuration.
+    pub fn into_activated(self) -> Vec<Activated> {
+        self.activated
+    }
+
     /// Fails if a socket unit's socket is left that no listener has taken.
     pub fn refuse_rest(&self) -> Result<()> {
         match self.given.iter().find(|given| given.name.is_some()) {

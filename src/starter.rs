@@ -112,7 +112,6 @@ pub fn numbers() -> Option<(i32, i32)> {
 }
 
 fn serve(socket: &OwnedFd, program: &PathBuf, arguments: Vec<OsString>) {
-    // The child gets an empty mask again: see `Command`.
     let _ = SigSet::all().thread_block();
     let _ = nix::sys::prctl::set_name(NAME);
     // This process was itself started with a pipe as its standard error.
@@ -182,6 +181,7 @@ fn start(
     if let Some((first, rest)) = arguments.split_first() {
         command.arg0(first).args(rest);
     }
+    process::unblock_signals(&mut command);
     command
         .env(VARIABLE, numbers)
         .stderr(Stdio::from(error))

@@ -57,7 +57,7 @@ impl Heir {
         let channel = Channel::new(socket).context("the hand-over socket")?;
         let offer = match channel.receive().await {
             Ok(offer) => offer,
-            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
+            Err(e) if is_end(&e) => {
                 restore_error(&error);
                 return Ok(None);
             }
@@ -103,21 +103,19 @@ impl Heir {
             targets: targets.collect(),
         };
         let sockets = heir.sockets(activated).await?;
-        Ok(sockets.map(|sockets| (heir, sockets)))
+        Ok(Some((heir, sockets)))
     }
 
-    async fn sockets(&mut self, activated: Vec<Activated>) -> Result<Option<Sockets>> {
+    async fn sockets(&mut self, activated: Vec<Activated>) -> Result<Sockets> {
         let mut sockets = Sockets::default();
         sockets.activated = activated;
         loop {
             match self.channel.receive().await {
                 Ok((FromOld::Socket(place), descriptors)) => sockets.inherit(place, descriptors),
-                Ok((FromOld::Offered, _)) => return Ok(Some(sockets)),
+                Ok((FromOld::Offered, _)) => return Ok(sockets),
                 Ok(_) => bail!("the running process hands over in another way: restart it"),
-                Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                    restore_error(&self.error);
-                    return Ok(None);
-                }
+                // There will be no more.
+                Err(e) if is_end(&e) => return Ok(sockets),
                 Err(e) => return Err(e).context("the hand-over socket"),
             }
         }

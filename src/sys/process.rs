@@ -3,7 +3,10 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
+use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, fork as nix_fork};
 
 /// Makes a copy of this process; fails if there are other threads.
@@ -13,6 +16,14 @@ pub fn fork() -> io::Result<ForkResult> {
     }
     // SAFETY: there is one thread, so no lock of another is held in the copy.
     Ok(unsafe { nix_fork() }?)
+}
+
+/// The command's process will have no signal blocked, whatever this one has.
+pub fn unblock_signals(command: &mut Command) {
+    let unblock = || Ok(SigSet::empty().thread_set_mask()?);
+    // SAFETY: sigprocmask(2) may be called between fork and exec (signal-safety(7)), and nothing is
+    // allocated.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Closes everything but the standard streams and `kept` (close_range(2), Linux 5.9).

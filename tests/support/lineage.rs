@@ -128,6 +128,12 @@ impl Lineage {
         all.filter(|pid| name(*pid) != "realpeer-start").collect()
     }
 
+    /// The processes that start others.
+    pub fn starters(&self) -> Vec<u32> {
+        let all = self.all().into_iter();
+        all.filter(|pid| name(*pid) == "realpeer-start").collect()
+    }
+
     /// A session of this client by this address, which must reach that backend under the client's
     /// address.
     #[track_caller]
