@@ -17,15 +17,16 @@ use support::{Backend, DEADLINE, Host, Site, TempDir};
 const AT: &str = "127.0.0.1:9150";
 const NINE: &str = "127.0.0.1:9000";
 const SSH: &str = "192.0.2.10:2201";
+const SUBNETS: &str = "allowed-subnets = [\"192.0.2.5\"]";
 const MARKUP: &str = "<img/src=x/onerror=document.title='owned'>\"'&";
 
 fn site() -> Site {
-    let web = listener("web", "0.0.0.0:2203", "127.0.0.1:9003", "");
+    let web = listener("web", "0.0.0.0:2203", "127.0.0.1:9003", SUBNETS);
     Site::new(
         &(format!("metrics = \"{AT}\"\nname = \"edge\"\n")
             + &listener("ssh", "0.0.0.0:2201", NINE, "")
             + &web
-            + &udp("dns", "0.0.0.0:2202", NINE, "")),
+            + &udp("dns", "0.0.0.0:2202", NINE, SUBNETS)),
     )
 }
 
@@ -162,7 +163,7 @@ fn it_can_be_seen() {
     let files = TempDir::new();
     let picture = files.path("page.png").display().to_string();
     let (file, page) = (format!("--screenshot={picture}"), format!("http://{AT}/"));
-    let flags = ["--window-size=1100,980", "--hide-scrollbars", &file, &page];
+    let flags = ["--window-size=1100,1020", "--hide-scrollbars", &file, &page];
     let output = chromium(&site.server, &files, &flags).output();
     let output = output.expect("chromium is there");
     let said = String::from_utf8_lossy(&output.stderr);
