@@ -32,7 +32,8 @@ use crate::suggest;
                    resume [LISTENER]   accept connections there again\n  \
                    reload              reread the configuration and its lists\n  \
                    log 0|1|2           change the verbosity until the next start\n  \
-                   watch               print sessions, refusals and bans as they happen",
+                   watch               print sessions, refusals and bans as they happen\n  \
+                   top                 live screen: listeners, clients, refusals",
     after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
 pub struct CtlFlags {
@@ -102,6 +103,8 @@ pub enum CtlAction {
     Log(u8),
     /// Print what happens.
     Watch,
+    /// Show what happens on a live screen.
+    Top,
 }
 
 /// Parses what follows `realpeer ctl`.
@@ -118,7 +121,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
-const ACTIONS: [&str; 11] = [
+const ACTIONS: [&str; 12] = [
     "status",
     "connections",
     "kill",
@@ -130,6 +133,7 @@ const ACTIONS: [&str; 11] = [
     "reload",
     "log",
     "watch",
+    "top",
 ];
 
 fn action(words: &[String]) -> Result<CtlAction, String> {
@@ -140,6 +144,7 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         ["bans"] => Ok(CtlAction::Bans),
         ["reload"] => Ok(CtlAction::Reload),
         ["watch"] => Ok(CtlAction::Watch),
+        ["top"] => Ok(CtlAction::Top),
         ["drain"] => Ok(CtlAction::Drain(None)),
         ["drain", listener] => Ok(CtlAction::Drain(Some(listener.to_owned()))),
         ["resume"] => Ok(CtlAction::Resume(None)),
@@ -211,8 +216,8 @@ mod tests {
             ("ban nonsense", "\"nonsense\""),
             ("bans 1", "stray word \"1\""),
             (
-                "stop",
-                "\"stop\"; actions: status, connections, kill, ban, unban, bans",
+                "halt",
+                "\"halt\"; actions: status, connections, kill, ban, unban, bans",
             ),
             ("statsu", "(did you mean status?)"),
             ("ban 203.0.113.9 -for x", "-for"),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use super::clients;
 use super::protocol::{Connection, End, LastRefused, Line, Listener, Network, Request, Status};
 use crate::bans::{self, Ban};
 use crate::config::{self, Choice, Verbosity};
@@ -82,6 +83,9 @@ impl Office {
                 config: Some(config::in_force(&self.listeners.config().await)),
                 ..End::ok()
             }),
+            Request::Clients { sort, filter, most } => {
+                clients::busiest(self.proxy(), sort, &filter, most).await
+            }
             // The server does it: it has no end.
             Request::Watch { .. } => end(End::error("watch: cannot be answered at once")),
         }
@@ -380,7 +384,7 @@ fn end(end: End) -> Vec<Line> {
     vec![Line::End(end)]
 }
 
-fn list(entries: impl Iterator<Item = Line>) -> Vec<Line> {
+pub(super) fn list(entries: impl Iterator<Item = Line>) -> Vec<Line> {
     let mut lines: Vec<Line> = entries.collect();
     let count = Some(lines.len());
     lines.push(Line::End(End { count, ..End::ok() }));

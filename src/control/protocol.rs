@@ -12,6 +12,7 @@ use crate::bans::{Ban, UnixSeconds};
 use crate::events::Told;
 use crate::networks;
 use crate::sessions::SessionId;
+use crate::stats::Count;
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -68,11 +69,33 @@ pub enum Request {
     Log { level: u8 },
     /// What is in force, as TOML.
     Config {},
+    /// The clients with the most open connections, the newest or the oldest, `most` of them.
+    Clients {
+        #[serde(default)]
+        sort: Sort,
+        /// A part of their address, or of the name of a listener that they use.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        filter: String,
+        most: usize,
+    },
     /// What happens from now on, at one listener or at all: lines without end.
     Watch {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         listener: Option<String>,
     },
+}
+
+/// By what clients are put in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sort {
+    /// The most open connections first.
+    #[default]
+    Open,
+    /// The most new ones first.
+    New,
+    /// The oldest one first.
+    Age,
 }
 
 /// A network that may also be written as a bare address.
@@ -97,6 +120,8 @@ pub enum Line {
     Connection { connection: Connection },
     /// One of the bans.
     Ban { ban: Ban },
+    /// One of the clients.
+    Client { client: BusyClient },
     /// Something that happened.
     Event(Arc<Told>),
     /// The last line: how it went.
@@ -189,6 +214,13 @@ pub struct Listener {
     pub refused: BTreeMap<String, LastRefused>,
 }
 
+impl Listener {
+    /// A count of it.
+    pub fn count(&self, count: Count) -> u64 {
+        self.counts.get(count.name()).copied().unwrap_or(0)
+    }
+}
+
 /// The last refusal of a kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -221,6 +253,20 @@ pub struct Connection {
     pub target: Option<SocketAddr>,
     /// Seconds since it was taken.
     pub age: u64,
+}
+
+/// A client and what it has open.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BusyClient {
+    pub address: IpAddr,
+    /// Connections and flows open now.
+    pub open: usize,
+    /// Those of them that began in the last ten seconds.
+    pub new: usize,
+    /// The age of the oldest, in seconds.
+    pub oldest: u64,
+    /// Names of the listeners.
+    pub listeners: Vec<String>,
 }
 
 #[cfg(test)]
