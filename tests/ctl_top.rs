@@ -178,7 +178,7 @@ fn kill_and_ban_ask_first() {
     terminal.wait_for("done: sessions ended: 3");
     terminal.wait_for("bans 1");
     let bans = scene.site.ctl.ok("bans");
-    let left = ["10m0s", "9m5"].iter().any(|left| bans.contains(left));
+    let left = ["10m", "9m5"].iter().any(|left| bans.contains(left));
     assert!(bans.contains(BUSY) && left, "{bans}");
     for session in &scene.busy {
         assert_reset(&session.near);

@@ -384,7 +384,7 @@ fn end(end: End) -> Vec<Line> {
     vec![Line::End(end)]
 }
 
-pub(super) fn list(entries: impl Iterator<Item = Line>) -> Vec<Line> {
+fn list(entries: impl Iterator<Item = Line>) -> Vec<Line> {
     let mut lines: Vec<Line> = entries.collect();
     let count = Some(lines.len());
     lines.push(Line::End(End { count, ..End::ok() }));
