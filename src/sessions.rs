@@ -207,6 +207,11 @@ impl Sessions {
         all
     }
 
+    /// Looks at all open connections.
+    pub fn each(&self, mut look: impl FnMut(&Session)) {
+        self.visit(|_, session| look(session));
+    }
+
     /// Where connections go that were open at `then`, each target once; `None` for those whose
     /// header is still read.
     pub fn targets_since(&self, then: Instant) -> HashSet<Option<TargetAddr>> {

@@ -33,7 +33,8 @@ use crate::suggest;
                    reload              reread the configuration and its lists\n  \
                    upgrade             have a new process of the program take over\n  \
                    log 0|1|2           change the verbosity until the next start\n  \
-                   watch               print sessions, refusals and bans as they happen",
+                   watch               print sessions, refusals and bans as they happen\n  \
+                   top                 live screen: listeners, clients, refusals",
     after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
 pub struct CtlFlags {
@@ -105,6 +106,8 @@ pub enum CtlAction {
     Upgrade,
     /// Print what happens.
     Watch,
+    /// Show what happens on a live screen.
+    Top,
 }
 
 /// Parses what follows `realpeer ctl`.
@@ -121,7 +124,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
-const ACTIONS: [&str; 12] = [
+const ACTIONS: [&str; 13] = [
     "status",
     "connections",
     "kill",
@@ -134,6 +137,7 @@ const ACTIONS: [&str; 12] = [
     "log",
     "upgrade",
     "watch",
+    "top",
 ];
 
 fn action(words: &[String]) -> Result<CtlAction, String> {
@@ -145,6 +149,7 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         ["reload"] => Ok(CtlAction::Reload),
         ["upgrade"] => Ok(CtlAction::Upgrade),
         ["watch"] => Ok(CtlAction::Watch),
+        ["top"] => Ok(CtlAction::Top),
         ["drain"] => Ok(CtlAction::Drain(None)),
         ["drain", listener] => Ok(CtlAction::Drain(Some(listener.to_owned()))),
         ["resume"] => Ok(CtlAction::Resume(None)),
@@ -216,8 +221,8 @@ mod tests {
             ("ban nonsense", "\"nonsense\""),
             ("bans 1", "stray word \"1\""),
             (
-                "stop",
-                "\"stop\"; actions: status, connections, kill, ban, unban, bans",
+                "halt",
+                "\"halt\"; actions: status, connections, kill, ban, unban, bans",
             ),
             ("statsu", "(did you mean status?)"),
             ("ban 203.0.113.9 -for x", "-for"),

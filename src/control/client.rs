@@ -1,12 +1,12 @@
 //! `realpeer ctl`: one request, its answer, and an exit code that scripts can trust.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use super::protocol::{End, Line, Network, Request, Status};
-use super::{table, usual_path, watch};
+use super::{table, top, usual_path, watch};
 use crate::cli::{CtlAction, CtlFlags};
 use crate::config::{Control, Process};
 use crate::output;
@@ -48,8 +48,10 @@ pub fn run(flags: &CtlFlags) -> Result<(), Failure> {
         .control
         .clone()
         .unwrap_or_else(|| usual_path(flags.name.as_deref()));
-    if flags.action == CtlAction::Watch {
-        return watch::run(&path, flags);
+    match flags.action {
+        CtlAction::Watch => return watch::run(&path, flags),
+        CtlAction::Top => return top::run(&path),
+        _ => {}
     }
     let (lines, end) = ask(&path, &request(flags)).map_err(|e| no_proxy(&path, &e))?;
     if flags.json {
@@ -100,7 +102,8 @@ pub fn config(control: Option<&Path>, name: Option<&str>) -> Result<String, Fail
 
 pub(super) fn request(flags: &CtlFlags) -> Request {
     match flags.action {
-        CtlAction::Status => Request::Status {},
+        // The screen asks for more.
+        CtlAction::Status | CtlAction::Top => Request::Status {},
         CtlAction::Connections => Request::Connections {
             listener: flags.listener.clone(),
         },
@@ -139,24 +142,38 @@ pub(super) fn request(flags: &CtlFlags) -> Request {
     }
 }
 
-pub(super) fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
-    let mut stream = UnixStream::connect(path)?;
-    let patience = match request {
-        Request::Upgrade {} => LONGEST_UPGRADE,
-        _ => PATIENCE,
-    };
-    stream.set_read_timeout(Some(patience))?;
-    // A proxy that has too many clients answers without reading.
-    let sent = send(&mut stream, request);
-    let mut lines = Vec::new();
-    for line in BufReader::new(stream).lines() {
-        match serde_json::from_str(&line?)? {
-            Line::End(end) => return Ok((lines, end)),
-            line => lines.push(line),
-        }
+fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
+    Conversation::begin(path)?.ask(request)
+}
+
+/// A connection to a proxy.
+pub(super) struct Conversation(BufReader<UnixStream>);
+
+impl Conversation {
+    /// Fails if nobody listens there.
+    pub fn begin(path: &Path) -> io::Result<Conversation> {
+        Ok(Conversation(BufReader::new(UnixStream::connect(path)?)))
     }
-    sent?;
-    Err(io::ErrorKind::UnexpectedEof.into())
+
+    /// Asks, and waits for the whole answer.
+    pub fn ask(&mut self, request: &Request) -> io::Result<(Vec<Line>, End)> {
+        let patience = match request {
+            Request::Upgrade {} => LONGEST_UPGRADE,
+            _ => PATIENCE,
+        };
+        self.0.get_ref().set_read_timeout(Some(patience))?;
+        // A proxy that has too many clients answers without reading.
+        let sent = send(self.0.get_mut(), request);
+        let mut lines = Vec::new();
+        for line in self.0.by_ref().lines() {
+            match serde_json::from_str(&line?)? {
+                Line::End(end) => return Ok((lines, end)),
+                line => lines.push(line),
+            }
+        }
+        sent?;
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// Sends a request.

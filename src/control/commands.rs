@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use super::clients;
 use super::older;
 use super::protocol::{Connection, End, LastRefused, Line, Listener, Network, Request, Status};
 use crate::bans::{self, Ban};
@@ -118,6 +119,9 @@ impl Office {
                 config: Some(config::in_force(&self.listeners.config().await)),
                 ..End::ok()
             }),
+            Request::Clients { sort, filter, most } => {
+                clients::busiest(self.proxy(), sort, &filter, most).await
+            }
             // The server does it: it has no end.
             Request::Watch { .. } => end(End::error("watch: cannot be answered at once")),
         }

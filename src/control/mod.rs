@@ -4,12 +4,14 @@
 //! The server lives on the main thread, where no connection is carried.
 
 mod client;
+mod clients;
 mod commands;
 mod older;
 mod protocol;
 mod server;
 mod socket;
 mod table;
+mod top;
 mod watch;
 
 use std::path::{Path, PathBuf};

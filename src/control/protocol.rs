@@ -13,6 +13,7 @@ use crate::events::Told;
 use crate::networks;
 use crate::sandbox;
 use crate::sessions::SessionId;
+use crate::stats::Count;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,11 +72,33 @@ pub enum Request {
     Config {},
     /// Have a new process of the program take over.
     Upgrade {},
+    /// The clients with the most open connections, the newest or the oldest, `most` of them.
+    Clients {
+        #[serde(default)]
+        sort: Sort,
+        /// A part of their address, or of the name of a listener that they use.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        filter: String,
+        most: usize,
+    },
     /// What happens from now on, at one listener or at all: lines without end.
     Watch {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         listener: Option<String>,
     },
+}
+
+/// By what clients are put in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sort {
+    /// The most open connections first.
+    #[default]
+    Open,
+    /// The most new ones first.
+    New,
+    /// The oldest one first.
+    Age,
 }
 
 /// A network that may also be written as a bare address.
@@ -100,6 +123,8 @@ pub enum Line {
     Connection { connection: Connection },
     /// One of the bans.
     Ban { ban: Ban },
+    /// One of the clients.
+    Client { client: BusyClient },
     /// Something that happened.
     Event(Arc<Told>),
     /// The last line: how it went.
@@ -212,6 +237,13 @@ pub struct Listener {
     pub refused: BTreeMap<String, LastRefused>,
 }
 
+impl Listener {
+    /// A count of it.
+    pub fn count(&self, count: Count) -> u64 {
+        self.counts.get(count.name()).copied().unwrap_or(0)
+    }
+}
+
 /// The last refusal of a kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -247,6 +279,20 @@ pub struct Connection {
     /// The process that carries it, if that was succeeded by another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+}
+
+/// A client and what it has open.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BusyClient {
+    pub address: IpAddr,
+    /// Connections and flows open now.
+    pub open: usize,
+    /// Those of them that began in the last ten seconds.
+    pub new: usize,
+    /// The age of the oldest, in seconds.
+    pub oldest: u64,
+    /// Names of the listeners.
+    pub listeners: Vec<String>,
 }
 
 #[cfg(test)]

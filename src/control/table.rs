@@ -49,8 +49,8 @@ pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
             format!("process {pid} has taken over\n")
         }
         CtlAction::Log(level) => format!("logging at {level} until the next start\n"),
-        // It prints for itself.
-        CtlAction::Watch => String::new(),
+        // They print for themselves.
+        CtlAction::Watch | CtlAction::Top => String::new(),
     }
 }
 
@@ -187,13 +187,14 @@ pub fn older_words(older: &Older) -> String {
     format!("{}, {open}, succeeded {since} ago", older.pid)
 }
 
-fn addresses(listener: &Listener) -> String {
+/// All its addresses, in one word.
+pub fn addresses(listener: &Listener) -> String {
     let all: Vec<String> = listener.listen.iter().map(ToString::to_string).collect();
     all.join(",")
 }
 
 fn listener_row(listener: &Listener) -> Vec<String> {
-    let count = |count: Count| listener.counts.get(count.name()).copied().unwrap_or(0);
+    let count = |count: Count| listener.count(count);
     let refused = Count::REFUSALS.iter().filter(|kind| count(**kind) > 0);
     let refused: Vec<String> = refused
         .map(|kind| format!("{}={}", kind.name(), count(*kind)))
@@ -247,7 +248,7 @@ fn ban_row(ban: &Ban) -> Vec<String> {
 }
 
 /// `1h2m3s`, without leading parts that are zero.
-fn duration(seconds: u64) -> String {
+pub fn duration(seconds: u64) -> String {
     let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match (h, m) {
         (0, 0) => format!("{s}s"),

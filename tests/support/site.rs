@@ -26,7 +26,7 @@ pub struct Site {
     pub server: Host,
     pub ctl: Ctl,
     pub proxy: Running,
-    files: TempDir,
+    pub files: TempDir,
 }
 
 /// A listener as the file has it; `more` are further lines.
@@ -184,7 +184,9 @@ pub fn converse(near: &UdpSocket, backend: &UdpSocket, client: &str) {
     assert_eq!(datagrams::receive(near).0, b"and back");
 }
 
-fn start(server: &Host, ctl: &Ctl, files: &TempDir, text: &str) -> Running {
+/// Starts the proxy with this file, and waits until it answers.
+#[track_caller]
+pub fn start(server: &Host, ctl: &Ctl, files: &TempDir, text: &str) -> Running {
     let file = files.file("realpeer.toml", text);
     let state = ctl.state().display().to_string();
     let flags = [

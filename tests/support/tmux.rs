@@ -73,6 +73,13 @@ impl<'a> Terminal<'a> {
         self.run(&["capture-pane", "-p"])
     }
 
+    /// The title that a program may give it.
+    #[track_caller]
+    pub fn title(&self) -> String {
+        let title = self.run(&["display-message", "-p", "#{pane_title}"]);
+        title.trim_end().to_owned()
+    }
+
     /// As `screen`, with the escape sequences for colours.
     #[track_caller]
     pub fn colours(&self) -> String {
