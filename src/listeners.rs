@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -317,28 +316,11 @@ impl Listeners {
     async fn read_and_put_in_place(self: &Arc<Self>) -> Result<Vec<String>> {
         // It may ask for the addresses of names, which can last.
         let source = self.source.clone();
-        let read = tokio::task::spawn_blocking(move || source.read()).await?;
-        let config = read.map_err(|error| self.explain(error, self.source.file().into_iter()))?;
+        let config = tokio::task::spawn_blocking(move || source.read()).await??;
         // Whoever asked may go away meanwhile: what has begun is brought to its end.
         let listeners = Arc::clone(self);
-        let placing = async move {
-            let files = config.clone();
-            let placed = listeners.put_in_place_of_the_old(config).await;
-            placed.map_err(|error| listeners.explain(error, files.lists()))
-        };
+        let placing = async move { listeners.put_in_place_of_the_old(config).await };
         tokio::spawn(placing).await?
-    }
-
-    /// Says so where the sandbox is the reason.
-    fn explain<'a>(
-        &self,
-        error: anyhow::Error,
-        files: impl Iterator<Item = &'a Path>,
-    ) -> anyhow::Error {
-        match self.proxy.sandbox.get() {
-            Some(sandbox) => sandbox.explain(error, files),
-            None => error,
-        }
     }
 
     async fn put_in_place_of_the_old(&self, mut config: Config) -> Result<Vec<String>> {

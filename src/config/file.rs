@@ -21,6 +21,7 @@ use super::draft::{ListenerDraft, ProcessDraft};
 use super::keys::{Kind, fits, flag_of, key, keys_of, kind};
 use super::value::name;
 use crate::networks::{self, NetworkList, Networks};
+use crate::sandbox;
 use crate::suggest;
 
 /// The bytes of the file that something stands in.
@@ -81,7 +82,12 @@ pub fn load(path: &Path, over: &[String]) -> Result<Config, BadFile> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let explain = |error: io::Error| format!("cannot read the configuration: {error}");
+    let explain = |error: io::Error| {
+        format!(
+            "cannot read the configuration: {error}{}",
+            sandbox::hint(path)
+        )
+    };
     let mut file = File::open(path).map_err(explain)?;
     let metadata = file.metadata().map_err(explain)?;
     // Whoever may write it decides where root's connections go.

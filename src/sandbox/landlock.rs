@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use landlock::{
@@ -22,7 +23,7 @@ use crate::routing::TCP_FWMARK_ACCEPT;
 const KNOWN: ABI = ABI::V5;
 
 /// What is allowed below a path, or for a file.
-pub type Rule = (PathBuf, BitFlags<AccessFs>);
+type Rule = (PathBuf, BitFlags<AccessFs>);
 
 /// Files that getaddrinfo(3) reads. Where one is a link, its target's directory counts.
 const RESOLVER: [&str; 5] = [
@@ -47,8 +48,18 @@ const LIBRARIES: [&str; 6] = [
 /// alone is allowed.
 const SHARED: [&str; 5] = ["/", "/etc", "/root", "/home", "/tmp"];
 
+/// The process is restricted.
+static IN_FORCE: AtomicBool = AtomicBool::new(false);
+
+/// Restricts the process to what this configuration needs.
+pub fn enter(config: &Config, source: &Source, control: Option<&Place>) -> Result<Part> {
+    let part = restrict(&rules(config, source, control))?;
+    IN_FORCE.store(part != Part::Unavailable, Ordering::Relaxed);
+    Ok(part)
+}
+
 /// What this configuration needs.
-pub fn rules(config: &Config, source: &Source, control: Option<&Place>) -> Vec<Rule> {
+fn rules(config: &Config, source: &Source, control: Option<&Place>) -> Vec<Rule> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let mut rules = Vec::new();
     let resolver = RESOLVER.iter().map(Path::new);
@@ -110,8 +121,13 @@ fn directory(file: &Path) -> PathBuf {
     }
 }
 
+/// Allows the calling thread no file at all.
+pub fn forbid_all() -> Result<Part> {
+    restrict(&[])
+}
+
 /// Allows the calling thread these, and nothing else. Paths that are not there are left out.
-pub fn restrict(rules: &[Rule]) -> Result<Part> {
+fn restrict(rules: &[Rule]) -> Result<Part> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(KNOWN))?
         .create()?;
@@ -134,9 +150,18 @@ pub fn pins() -> Vec<PathFd> {
     PathFd::new(TCP_FWMARK_ACCEPT).into_iter().collect()
 }
 
-/// Whether Landlock, and not the mode of the file, which access(2) goes by, keeps us from reading it.
-pub fn forbids(file: &Path) -> bool {
-    let opened = File::open(file);
-    opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
-        && access(file, AccessFlags::R_OK).is_ok()
+/// What to add to an error that says that `file` cannot be read: something if Landlock is the reason,
+/// and not the mode of the file, which access(2) goes by.
+pub fn hint(file: &Path) -> &'static str {
+    let is_forbidden = || {
+        let opened = File::open(file);
+        opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+            && access(file, AccessFlags::R_OK).is_ok()
+    };
+    match IN_FORCE.load(Ordering::Relaxed) && is_forbidden() {
+        true => {
+            ": Landlock (-sandbox) allows the files that realpeer was started with, and those beside them; restart it to read this one"
+        }
+        false => "",
+    }
 }

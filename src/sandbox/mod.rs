@@ -16,7 +16,7 @@ mod user;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 use caps::{CapsHashSet, errors::CapsError};
@@ -25,8 +25,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Parts, Source};
 use crate::control::Place;
+use crate::sys;
 
+pub use landlock::hint;
 pub use user::{Written, become_user};
+
+/// Whether this process would be ended for the calls that Landlock and seccomp need.
+static DEADLY: LazyLock<[bool; 2]> = LazyLock::new(sys::seccomp::are_deadly);
 
 /// How a part of the sandbox stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +121,10 @@ pub fn enter(config: &Config, source: &Source, control: Option<&Place>) -> Resul
         nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
     }
     if parts.landlock {
-        let rules = landlock::rules(config, source, control);
-        state.landlock = landlock::restrict(&rules)?;
+        state.landlock = match DEADLY[0] {
+            true => Part::Unavailable,
+            false => landlock::enter(config, source, control)?,
+        };
         pins = landlock::pins();
         warn_if_missing(
             state.landlock,
@@ -131,7 +138,10 @@ pub fn enter(config: &Config, source: &Source, control: Option<&Place>) -> Resul
         state.capabilities = Part::On;
     }
     if parts.seccomp {
-        state.seccomp = seccomp::filter()?;
+        state.seccomp = match DEADLY[1] {
+            true => Part::Unavailable,
+            false => seccomp::filter()?,
+        };
         warn_if_missing(state.seccomp, "seccomp", "every system call can be made");
     }
     if !parts.is_off() {
@@ -161,25 +171,6 @@ impl Sandbox {
             capabilities::names(&lacking).join(" ")
         )
     }
-
-    /// Says so where `error` comes from the sandbox, which does not let one of `files` be read.
-    pub fn explain<'a>(
-        &self,
-        error: anyhow::Error,
-        files: impl Iterator<Item = &'a Path>,
-    ) -> anyhow::Error {
-        if !matches!(self.state.landlock, Part::On | Part::Partial) {
-            return error;
-        }
-        let mut forbidden = files.filter(|path| landlock::forbids(path));
-        match forbidden.next() {
-            Some(path) => anyhow::anyhow!(
-                "{error:#}: Landlock (-sandbox) allows the files that realpeer was started with, and those beside them: restart it to read {}",
-                path.display()
-            ),
-            None => error,
-        }
-    }
 }
 
 /// For a thread that needs nothing but the descriptors that it has: gives up everything.
@@ -188,8 +179,8 @@ pub fn renounce(parts: Parts) {
         let _ = nix::sys::prctl::set_no_new_privs();
     }
     // The same calls, with more to lose, are checked when the process enters the sandbox.
-    if parts.landlock {
-        let _ = landlock::restrict(&[]);
+    if parts.landlock && !DEADLY[0] {
+        let _ = landlock::forbid_all();
     }
     if parts.capabilities {
         let _: Result<(), CapsError> = capabilities::keep_only(&CapsHashSet::new());
@@ -212,7 +203,7 @@ fn warn_if_missing(state: Part, part: &'static str, consequence: &str) {
     if state == Part::Unavailable {
         tracing::warn!(
             part,
-            "this system lacks a part of the sandbox, so {consequence}; -sandbox with the other parts only does without this warning"
+            "this system lacks a part of the sandbox, so {consequence}; if it is the SystemCallFilter= of the unit that forbids it, take over that of the shipped unit; -sandbox with the other parts only does without this warning"
         );
     }
 }

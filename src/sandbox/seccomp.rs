@@ -202,7 +202,12 @@ pub fn filter() -> Result<Part> {
     for program in programs(arch)? {
         match sys::seccomp::install(&program) {
             Ok(()) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOSYS | libc::EINVAL | libc::EPERM)
+                ) =>
+            {
                 return Ok(Part::Unavailable);
             }
             Err(e) => return Err(anyhow::Error::new(e).context("cannot filter system calls")),

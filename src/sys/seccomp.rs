@@ -1,12 +1,16 @@
 //! Installs filters of system calls, and tells which call they forbade.
 
 use std::fmt::{self, Write};
+use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 use seccompiler::BpfProgramRef;
 use syscalls::Sysno;
 
@@ -22,7 +26,11 @@ pub fn install(program: BpfProgramRef) -> io::Result<()> {
         len: u16::try_from(program.len()).map_err(io::Error::other)?,
         filter: program.as_ptr().cast_mut().cast(),
     };
-    let flags = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    // A thread that holds back all signals, as fork(3) does, dies without a line: then there is the
+    // kernel's.
+    let flags = libc::SECCOMP_FILTER_FLAG_TSYNC
+        | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
+        | libc::SECCOMP_FILTER_FLAG_LOG;
     // SAFETY: `filter` describes the program, whose instructions have the layout of the kernel's
     // sock_filter; the kernel copies them and writes nothing.
     let result = unsafe {
@@ -39,6 +47,64 @@ pub fn install(program: BpfProgramRef) -> io::Result<()> {
         thread => Err(io::Error::other(format!(
             "thread {thread} has a filter of its own"
         ))),
+    }
+}
+
+/// Whether the calls that Landlock and seccomp need would end the process: a unit with
+/// SystemCallFilter= may have a filter that kills. A child tries them.
+pub fn are_deadly() -> [bool; 2] {
+    let landlock = || {
+        const VERSION: libc::c_uint = 1;
+        // SAFETY: without a ruleset it only asks for the version (landlock_create_ruleset(2)).
+        unsafe {
+            libc::syscall(
+                libc::SYS_landlock_create_ruleset,
+                ptr::null::<libc::c_void>(),
+                0,
+                VERSION,
+            )
+        };
+    };
+    let seccomp = || {
+        let action: u32 = libc::SECCOMP_RET_TRAP;
+        // SAFETY: it only asks whether there is such an action, which it reads from `action`.
+        unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_GET_ACTION_AVAIL,
+                0,
+                &raw const action,
+            )
+        };
+    };
+    match is_filtered() {
+        true => [kills(landlock), kills(seccomp)],
+        false => [false, false],
+    }
+}
+
+/// Whether a filter is in force already, as /proc/PID/status tells (proc(5)).
+fn is_filtered() -> bool {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    status.lines().any(|line| line == "Seccomp:\t2")
+}
+
+/// Whether a call ends who makes it.
+fn kills(call: impl FnOnce()) -> bool {
+    // SAFETY: the child makes system calls only, so it needs no lock that another thread may hold.
+    match unsafe { fork() } {
+        Ok(ForkResult::Child) => {
+            // A core dump would say nothing.
+            let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+            call();
+            // SAFETY: it ends the child at once, without the parent's exit handlers.
+            unsafe { libc::_exit(0) }
+        }
+        Ok(ForkResult::Parent { child }) => {
+            !matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0)))
+        }
+        // Nothing is known: the call itself will tell.
+        Err(_) => false,
     }
 }
 
