@@ -18,6 +18,7 @@ use crate::bans::Bans;
 use crate::claims;
 use crate::config::{ListenerConfig, LogFormat, Process, Source, Verbosity};
 use crate::control;
+use crate::crowdsec;
 use crate::doctor;
 use crate::limits;
 use crate::listeners::{Listeners, Prepared};
@@ -56,6 +57,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     let workers = workers(config.process.workers).context("cannot start the worker threads")?;
     let proxy = Arc::new(Proxy {
         bans: Arc::new(Bans::default()),
+        crowdsec: config.process.crowdsec.as_ref().map(crowdsec::State::of),
         host: claims::follow().await,
         asking: Arc::new(Asking::new().context("cannot open a UDP socket")?),
         workers,
@@ -83,6 +85,9 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         Listeners::start(source, prepared, Arc::clone(&proxy), routing.handle()).await;
     proxy.manager.ready();
     let listeners = Arc::new(listeners);
+    if let Some(engine) = config.process.crowdsec {
+        crowdsec::start(engine, Arc::clone(&listeners)).context("cannot start a thread")?;
+    }
     // Until the last connection has ended, and longer than the reloads.
     let mut reports = JoinSet::new();
     reports.spawn(report_to_systemd(

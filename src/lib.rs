@@ -23,7 +23,8 @@
 //!
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
-//! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
+//! admission asks, as it asks [`claims`]; [`crowdsec`] adds to them what an engine decides, from a thread
+//! of its own; [`protected`] says whom neither may ban; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
 //! hears how the process is. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
 
@@ -40,6 +41,7 @@ pub mod cli;
 pub mod client_limits;
 pub mod config;
 pub mod control;
+pub mod crowdsec;
 pub mod daemon;
 pub mod demo;
 pub mod destination;
@@ -52,6 +54,7 @@ pub mod lock_file;
 pub mod log;
 pub mod networks;
 pub mod output;
+pub mod protected;
 pub mod proxy;
 pub mod refusal;
 pub mod report;

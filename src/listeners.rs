@@ -578,6 +578,7 @@ fn keep_what_needs_a_restart(was: &Process, held: &[&Listening], new: &mut Confi
     keep(was.control_group != is.control_group, "control-group");
     keep(was.state_dir != is.state_dir, "state-dir");
     keep(was.log_format != is.log_format, "log-format");
+    keep(was.crowdsec != is.crowdsec, "[crowdsec]");
     *is = Process {
         drain_timeout: is.drain_timeout,
         verbosity: is.verbosity,

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::addr::TargetAddr;
 use crate::bans::Bans;
 use crate::claims::Host;
+use crate::crowdsec;
 use crate::report::Volume;
 use crate::sessions::{EndedBy, Session, SessionId, Sessions};
 use crate::systemd::Manager;
@@ -22,6 +23,8 @@ use crate::upstream::Asking;
 pub struct Proxy {
     /// The clients that are banned for now.
     pub bans: Arc<Bans>,
+    /// How decisions are read from a CrowdSec engine, if they are.
+    pub crowdsec: Option<Arc<crowdsec::State>>,
     /// The addresses of this host, which not everybody may claim.
     pub host: Arc<ArcSwap<Host>>,
     /// For the sockets that claim addresses.

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::choice::Untrusted;
-use super::draft::{ListenerDraft, ProcessDraft};
-use super::value::HostPort;
-use super::{Config, ListenerConfig, Process, Targets};
+use super::draft::{CrowdsecDraft, ListenerDraft, ProcessDraft};
+use super::value::{HostPort, Words};
+use super::{Config, Crowdsec, ListenerConfig, Process, Targets};
 use crate::networks::NetworkList;
 use crate::sys;
 
@@ -77,12 +77,27 @@ pub fn whole(process: ProcessDraft, listeners: Vec<Checked>) -> Config {
             state_dir: process.state_dir.or_else(systemd_state_dir),
             verbosity: process.verbosity,
             log_format: process.log_format,
+            crowdsec: process.crowdsec.and_then(crowdsec),
         },
         listeners: listeners
             .into_iter()
             .map(|(_, listener)| listener)
             .collect(),
     }
+}
+
+/// `None` if it lacks what it needs, which whoever made the draft has told.
+fn crowdsec(draft: CrowdsecDraft) -> Option<Crowdsec> {
+    let list = |words: Option<Words>| words.map_or_else(Vec::new, |words| words.0);
+    Some(Crowdsec {
+        url: draft.url?,
+        api_key_file: draft.api_key_file?,
+        update_frequency: draft.update_frequency,
+        scopes: list(draft.scopes),
+        origins: list(draft.origins),
+        scenarios_containing: list(draft.scenarios_containing),
+        tls_ca_file: draft.tls_ca_file,
+    })
 }
 
 /// One listener by itself; `None` after a mistake without which nothing can be said of it.

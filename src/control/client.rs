@@ -115,8 +115,11 @@ fn request(flags: &CtlFlags) -> Request {
         CtlAction::Unban(network) => Request::Unban {
             network: Network(network),
             listener: flags.listener.clone(),
+            force: flags.force,
         },
-        CtlAction::Bans => Request::Bans {},
+        CtlAction::Bans => Request::Bans {
+            origin: flags.origin.clone(),
+        },
         CtlAction::Drain(ref listener) => Request::Drain {
             listener: listener.clone(),
         },

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::commands::Office;
-use super::protocol::{End, Line};
+use super::protocol::{End, Line, Request};
 use super::socket::Place;
 
 /// Clients at once. Each holds a descriptor that no connection gets.
@@ -77,6 +77,15 @@ async fn converse(stream: UnixStream, office: &Office) -> io::Result<()> {
     while let Some(request) = read_request(&mut input).await? {
         let began = Instant::now();
         match serde_json::from_slice(&request) {
+            Ok(Request::Bans { origin }) => {
+                office.settle(&mut answers).await;
+                send(&mut output, &answers).await?;
+                answers.clear();
+                let mut pages = office.bans(origin);
+                while let Some(page) = pages.recv().await {
+                    send(&mut output, &page).await?;
+                }
+            }
             Ok(request) => answers.extend(office.answer(request).await),
             Err(error) => answers.push(Line::End(End::error(format!("cannot read this: {error}")))),
         }
