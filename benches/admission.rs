@@ -115,7 +115,10 @@ fn look_up_decision(criterion: &mut Criterion) {
         let before = resident();
         decide(&bans.decisions, length);
         let bytes = resident().saturating_sub(before);
-        println!("decisions/{length}: {} bytes each", bytes / u64::from(length));
+        println!(
+            "decisions/{length}: {} bytes each",
+            bytes / u64::from(length)
+        );
         assert!(bans.find(v4(2 * length - 2).into(), None).is_some());
         let asked: Vec<IpAddr> = (0..4096)
             .map(|n| v4(2 * (n * 7919 % length) + 1).into())

@@ -60,10 +60,10 @@ impl Protected {
 
     /// Whether the same is protected: no reload and no new address came between.
     pub fn is_as(&self, other: &Protected) -> bool {
-        let same = |(a, b): (&(Arc<Service>, bool), &(Arc<Service>, bool))| Arc::ptr_eq(&a.0, &b.0);
+        let mut pairs = self.services().zip(other.services());
         self.own == other.own
             && self.services.len() == other.services.len()
-            && self.services.iter().zip(&other.services).all(same)
+            && pairs.all(|(ours, theirs)| std::ptr::eq(ours, theirs))
     }
 
     /// The listeners.

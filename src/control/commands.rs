@@ -140,7 +140,7 @@ impl Office {
                     .proxy()
                     .crowdsec
                     .as_ref()
-                    .map(|state| state.told(&self.proxy().bans.decisions)),
+                    .map(|state| Box::new(state.told(&self.proxy().bans.decisions))),
                 counts,
                 listeners,
                 refused,

@@ -82,8 +82,8 @@ impl State {
         };
         for cause in inner.causes.values() {
             let (active, refused) = cause.counts();
-            *told.decisions.entry(cause.origin.to_string()).or_default() += active;
-            *told.refused.entry(cause.origin.to_string()).or_default() += refused;
+            *told.decisions.entry(origin(cause)).or_default() += active;
+            *told.refused.entry(origin(cause)).or_default() += refused;
         }
         told
     }
@@ -149,6 +149,16 @@ impl State {
     }
 }
 
+/// A list that the engine has subscribed to is known by its name, which stands in the scenario.
+fn origin(cause: &Cause) -> String {
+    match &*cause.origin {
+        "lists" => format!("lists:{}", cause.scenario),
+        origin => origin.to_owned(),
+    }
+}
+
 fn short(text: &str) -> &str {
-    &text[..text.floor_char_boundary(LONGEST)]
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let end = (0..=LONGEST.min(text.len())).rev().find(fits);
+    &text[..end.unwrap_or(0)]
 }
