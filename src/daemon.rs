@@ -19,6 +19,7 @@ use crate::bans::{self, Bans};
 use crate::claims;
 use crate::config::{self, Config, ListenerConfig, Process, Source};
 use crate::control;
+use crate::crowdsec;
 use crate::doctor;
 use crate::events::Events;
 use crate::handover::channel::Channel;
@@ -89,6 +90,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     let proxy = Arc::new(Proxy {
         bans: Arc::new(Bans::new(Arc::clone(&events))),
         events,
+        crowdsec: config.process.crowdsec.as_ref().map(crowdsec::State::of),
         host: claims::follow().await,
         asking: Arc::new(Asking::new().context("cannot open a UDP socket")?),
         workers,
@@ -145,6 +147,9 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     }
     proxy.manager.ready();
     let listeners = Arc::new(listeners);
+    if let Some(engine) = config.process.crowdsec {
+        crowdsec::start(engine, Arc::clone(&listeners)).context("cannot start a thread")?;
+    }
     // Until the last connection has ended, and longer than the reloads.
     let mut reports = JoinSet::new();
     reports.spawn(report_to_systemd(

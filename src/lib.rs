@@ -23,9 +23,10 @@
 //!
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
 //! Beside the way: [`control`] lets an administrator look at [`sessions`], watch [`events`] and speak
-//! [`bans`], which admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress.
-//! [`systemd`] hears how the process is, [`metrics`] tells it to whoever asks over HTTP. The [`sandbox`] takes
-//! away what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
+//! [`bans`], which admission asks, as it asks [`claims`]; [`crowdsec`] adds to them what an engine decides,
+//! from a thread of its own; [`protected`] says whom neither may ban; [`ban_relay`] is a program of its own,
+//! for the ingress. [`systemd`] hears how the process is, [`metrics`] tells it to whoever asks over HTTP. The
+//! [`sandbox`] takes away what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -41,6 +42,7 @@ pub mod cli;
 pub mod client_limits;
 pub mod config;
 pub mod control;
+pub mod crowdsec;
 pub mod daemon;
 pub mod demo;
 pub mod destination;
@@ -58,6 +60,7 @@ pub mod log;
 pub mod metrics;
 pub mod networks;
 pub mod output;
+pub mod protected;
 pub mod proxy;
 pub mod refusal;
 pub mod report;

@@ -755,6 +755,7 @@ fn keep_what_needs_a_restart(was: &Process, held: &[&Listening], new: &mut Confi
     keep(was.metrics != is.metrics, "metrics");
     keep(was.user != is.user, "user");
     keep(was.sandbox != is.sandbox, "sandbox");
+    keep(was.crowdsec != is.crowdsec, "[crowdsec]");
     *is = Process {
         drain_timeout: is.drain_timeout,
         upgrade_drain: is.upgrade_drain,

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::addr::TargetAddr;
 use crate::bans::Bans;
 use crate::claims::Host;
+use crate::crowdsec;
 use crate::events::Events;
 use crate::handover::elders::Elders;
 use crate::report::Volume;
@@ -27,6 +28,8 @@ pub struct Proxy {
     pub bans: Arc<Bans>,
     /// What happens, for whoever watches.
     pub events: Arc<Events>,
+    /// How decisions are read from a CrowdSec engine, if they are.
+    pub crowdsec: Option<Arc<crowdsec::State>>,
     /// The addresses of this host, which not everybody may claim.
     pub host: Arc<ArcSwap<Host>>,
     /// For the sockets that claim addresses.

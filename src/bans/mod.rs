@@ -1,9 +1,11 @@
 //! Bans: clients that are not served for a time, whatever the files say.
 
+mod decisions;
 mod file;
 mod journal;
 mod list;
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,14 +15,46 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::events::{Event, Events};
+pub use decisions::{Cause, Decision, Decisions};
 pub use journal::Change;
 use journal::Journal;
 pub use list::{Ban, BanList, UnixSeconds, after, now};
 
-/// The bans of a running proxy. New connections read them, the main thread alone changes them.
+/// What keeps a client away.
+#[derive(Clone, Debug)]
+pub enum Banned {
+    /// A ban that was spoken here.
+    Here(Arc<Ban>),
+    /// A decision of a CrowdSec engine.
+    Decided(Decision),
+}
+
+impl Banned {
+    /// The network that is banned.
+    pub fn network(&self) -> &IpNet {
+        match self {
+            Banned::Here(ban) => &ban.network,
+            Banned::Decided(decision) => &decision.network,
+        }
+    }
+}
+
+impl fmt::Display for Banned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Banned::Here(ban) => ban.fmt(f),
+            Banned::Decided(decision) => decision.fmt(f),
+        }
+    }
+}
+
+/// The bans of a running proxy. New connections read them; the main thread alone changes those that
+/// were spoken here.
 #[derive(Debug, Default)]
 pub struct Bans {
     list: RwLock<BanList>,
+    /// Those of a CrowdSec engine, which are never written down: the engine has them.
+    pub decisions: Decisions,
     journal: Mutex<Option<Journal>>,
     /// While another process may have the file.
     resting: Mutex<Option<Journal>>,
@@ -81,14 +115,25 @@ impl Bans {
         }
     }
 
-    /// The ban that a client is under at a listener.
-    pub fn find(&self, client: IpAddr, listener: Option<&str>) -> Option<Arc<Ban>> {
+    /// The ban that a client is under at a listener: the one on the narrowest network.
+    pub fn find(&self, client: IpAddr, listener: Option<&str>) -> Option<Banned> {
         let list = self.list();
         // The clock is read only if there is anything to compare it with.
-        if list.is_empty() {
+        if list.is_empty() && self.decisions.is_empty() {
             return None;
         }
-        list.find(client, listener, now()).cloned()
+        let now = now();
+        let here = list.find(client, listener, now).cloned();
+        drop(list);
+        match (here, self.decisions.find(client, now)) {
+            (Some(ban), Some(decision))
+                if decision.network.prefix_len() > ban.network.prefix_len() =>
+            {
+                Some(Banned::Decided(decision))
+            }
+            (Some(ban), _) => Some(Banned::Here(ban)),
+            (None, decision) => decision.map(Banned::Decided),
+        }
     }
 
     /// Bans a network from now on; `sync` makes that last. Fails if the ban could not be written

@@ -67,8 +67,13 @@ pub struct CtlFlags {
     #[arg(long = "listener", value_name = "NAME", value_parser = name)]
     pub listener: Option<String>,
 
-    /// ban: even this host's own addresses and trusted load balancers
-    #[arg(long = "force", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = boolean)]
+    /// bans: only those of this origin: local, crowdsec, or one of CrowdSec's such as crowdsec/CAPI
+    #[arg(long = "origin", value_name = "NAME")]
+    pub origin: Option<String>,
+
+    /// ban: even this host's own addresses and trusted load balancers; unban: even a decision of
+    /// CrowdSec, which the engine brings back
+    #[arg(long = "force", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = boolean, verbatim_doc_comment)]
     pub force: bool,
 
     /// What to do.

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::choice::Untrusted;
-use super::draft::{ListenerDraft, ProcessDraft};
-use super::value::HostPort;
-use super::{Config, ListenerConfig, Process, Targets};
+use super::draft::{CrowdsecDraft, ListenerDraft, ProcessDraft};
+use super::value::{HostPort, Words};
+use super::{Config, Crowdsec, ListenerConfig, Process, Targets};
 use crate::networks::NetworkList;
 use crate::sys;
 
@@ -91,7 +91,22 @@ pub fn process(draft: ProcessDraft) -> Process {
         metrics: draft.metrics,
         user: draft.user,
         sandbox: draft.sandbox,
+        crowdsec: draft.crowdsec.and_then(crowdsec),
     }
+}
+
+/// `None` if it lacks what it needs, which whoever made the draft has told.
+fn crowdsec(draft: CrowdsecDraft) -> Option<Crowdsec> {
+    let list = |words: Option<Words>| words.map_or_else(Vec::new, |words| words.0);
+    Some(Crowdsec {
+        url: draft.url?,
+        api_key_file: draft.api_key_file?,
+        update_frequency: draft.update_frequency,
+        scopes: list(draft.scopes),
+        origins: list(draft.origins),
+        scenarios_containing: list(draft.scenarios_containing),
+        tls_ca_file: draft.tls_ca_file,
+    })
 }
 
 /// One listener by itself; `None` after a mistake without which nothing can be said of it.

@@ -29,12 +29,12 @@ pub use choice::{
     Choice, Control, LogFormat, Parts, Protocol, Routing, RoutingMode, SourcePort, UdpHeader,
     Untrusted, Verbosity,
 };
-pub use draft::{BOOLEAN, ListenerDraft, ProcessDraft};
+pub use draft::{BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load};
 pub use keys::key;
 pub use text::{from_flags, good, in_force};
 pub use value::{Addresses, HostPort, Rate};
-pub(crate) use value::{boolean, host_port, integer_in, name, timeout};
+pub(crate) use value::{boolean, duration, host_port, http_url, integer_in, name, timeout};
 
 use crate::addr::TargetAddr;
 pub use crate::networks::NetworkList;
@@ -122,6 +122,27 @@ pub struct Process {
     pub user: Option<String>,
     /// What is given up once everything is in place.
     pub sandbox: Parts,
+    /// The CrowdSec engine that bans are taken from, if any.
+    pub crowdsec: Option<Crowdsec>,
+}
+
+/// How bans are taken from a CrowdSec engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crowdsec {
+    /// Its local API, without a slash at the end.
+    pub url: String,
+    /// Where the API key stands.
+    pub api_key_file: PathBuf,
+    /// Time from one question for changes to the next.
+    pub update_frequency: Duration,
+    /// Only decisions of these scopes; none means all.
+    pub scopes: Vec<String>,
+    /// Only decisions of these origins; none means all.
+    pub origins: Vec<String>,
+    /// Only decisions whose scenario contains one of these; none means all.
+    pub scenarios_containing: Vec<String>,
+    /// The certificates to trust instead of the system's.
+    pub tls_ca_file: Option<PathBuf>,
 }
 
 /// What one listener is asked to do.

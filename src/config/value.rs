@@ -32,6 +32,41 @@ impl fmt::Display for Rate {
     }
 }
 
+/// Words of a list, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words(pub Vec<String>);
+
+/// Words separated by commas.
+pub fn words(text: &str) -> Result<Words, String> {
+    let words: Vec<String> = text.split(',').map(|word| word.trim().to_owned()).collect();
+    match words.iter().any(String::is_empty) {
+        true => Err("write one word or several, separated by commas".into()),
+        false => Ok(Words(words)),
+    }
+}
+
+/// What CrowdSec's decisions may be about, as far as it can be banned.
+pub fn scopes(text: &str) -> Result<Words, String> {
+    let scopes = words(text)?;
+    let is_known = |word: &String| ["ip", "range"].contains(&word.to_lowercase().as_str());
+    match scopes.0.iter().all(is_known) {
+        true => Ok(scopes),
+        false => Err("write ip, range or both".into()),
+    }
+}
+
+/// `http://HOST[:PORT][/PATH]`, or https. No slash stands at its end.
+pub fn http_url(text: &str) -> Result<String, String> {
+    let url: hyper::Uri = text.parse().map_err(|_| NO_URL)?;
+    let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+    if !is_http || url.query().is_some() || url.host().is_none_or(str::is_empty) {
+        return Err(NO_URL.into());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+const NO_URL: &str = "write a URL such as http://127.0.0.1:8080 or https://engine.example:8080";
+
 /// A host name or address literal with a port, as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {

@@ -125,8 +125,11 @@ pub(super) fn request(flags: &CtlFlags) -> Request {
         CtlAction::Unban(network) => Request::Unban {
             network: Network(network),
             listener: flags.listener.clone(),
+            force: flags.force,
         },
-        CtlAction::Bans => Request::Bans {},
+        CtlAction::Bans => Request::Bans {
+            origin: flags.origin.clone(),
+        },
         CtlAction::Drain(ref listener) => Request::Drain {
             listener: listener.clone(),
         },

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::bans::{Ban, UnixSeconds};
+use crate::crowdsec;
 use crate::events::Told;
 use crate::networks;
 use crate::sandbox;
@@ -51,9 +52,15 @@ pub enum Request {
         network: Network,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         listener: Option<String>,
+        /// Even a decision of CrowdSec, which the engine brings back.
+        #[serde(default)]
+        force: bool,
     },
-    /// Who is banned.
-    Bans {},
+    /// Who is banned, by all or by one origin.
+    Bans {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        origin: Option<String>,
+    },
     /// Take nothing new at a listener, which may be left out if it is the only one.
     Drain {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,8 +128,12 @@ impl TryFrom<String> for Network {
 pub enum Line {
     /// One of the open connections.
     Connection { connection: Connection },
-    /// One of the bans.
-    Ban { ban: Ban },
+    /// One of the bans; a decision of CrowdSec has its origin.
+    Ban {
+        ban: Ban,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        origin: Option<String>,
+    },
     /// One of the clients.
     Client { client: BusyClient },
     /// Something that happened.
@@ -195,6 +206,9 @@ pub struct Status {
     pub uptime: u64,
     pub open: usize,
     pub bans: usize,
+    /// How decisions of CrowdSec are read, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crowdsec: Option<Box<crowdsec::Told>>,
     /// What happened since the start, as the log names it.
     pub counts: BTreeMap<String, u64>,
     #[serde(default)]

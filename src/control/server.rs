@@ -117,6 +117,15 @@ async fn converse(
                 }
                 Err(end) => answers.push(Line::End(end)),
             },
+            Ok(Request::Bans { origin }) if !office.succession.is_over() => {
+                office.settle(&mut answers).await;
+                send(output, &answers).await?;
+                answers.clear();
+                let mut pages = office.bans(origin);
+                while let Some(page) = pages.recv().await {
+                    send(output, &page).await?;
+                }
+            }
             Ok(request) => answers.extend(office.answer(request).await),
             Err(error) => answers.push(Line::End(End::error(format!("cannot read this: {error}")))),
         }

@@ -31,10 +31,13 @@ pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
         }
         CtlAction::Bans => {
             let rows = lines.iter().filter_map(|line| match line {
-                Line::Ban { ban } => Some(ban_row(ban)),
+                Line::Ban { ban, origin } => Some(ban_row(ban, origin.as_deref())),
                 _ => None,
             });
-            table(&["NETWORK", "LISTENER", "ENDS IN", "REASON"], rows)
+            table(
+                &["NETWORK", "LISTENER", "ORIGIN", "ENDS IN", "REASON"],
+                rows,
+            )
         }
         CtlAction::KillId(_) | CtlAction::KillClient(_) => {
             format!("{} ended\n", connections(killed))
@@ -136,6 +139,9 @@ fn status(status: &Status) -> String {
             .iter()
             .map(|state| ("sandbox", state.to_string())),
     );
+    if let Some(crowdsec) = &status.crowdsec {
+        rows.push(("crowdsec", crowdsec.words.escape_debug().to_string()));
+    }
     let single = match &status.listeners[..] {
         [only] => Some(only),
         _ => None,
@@ -236,11 +242,13 @@ fn connection_row(connection: &Connection) -> Vec<String> {
     ]
 }
 
-fn ban_row(ban: &Ban) -> Vec<String> {
+fn ban_row(ban: &Ban, origin: Option<&str>) -> Vec<String> {
     let left = |until: u64| duration(until.saturating_sub(bans::now()));
     vec![
         ban.network.to_string(),
         ban.listener.clone().unwrap_or_else(|| "all".to_owned()),
+        // What the engine says is a stranger's words as well.
+        origin.unwrap_or("local").escape_debug().to_string(),
         ban.until.map_or("never".to_owned(), left),
         // It may be a stranger's words: no control characters on a terminal.
         ban.reason.escape_debug().to_string(),

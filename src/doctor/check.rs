@@ -7,9 +7,12 @@ use serde::Serialize;
 use super::outside::printable;
 
 /// The names of all checks, as the manual has them.
-pub const IDS: [&str; 29] = [
+pub const IDS: [&str; 32] = [
     "backend-down",
     "backend-other-address",
+    "crowdsec-clock",
+    "crowdsec-key",
+    "crowdsec-unreachable",
     "docker-proxy",
     "empty-table",
     "firewall-input",

@@ -10,6 +10,7 @@ mod behind;
 mod check;
 mod diagnosis;
 mod dropped;
+mod engine;
 mod examination;
 mod forged;
 mod host;
@@ -152,8 +153,11 @@ pub async fn examine_all(config: &Config, options: &Options) -> Result<Vec<Check
         let checks = examine(config, listener, options).await?;
         found.push((listener.label.as_deref(), checks));
     }
+    let of_engine = config.process.crowdsec.as_ref().map(engine::check);
+    let of_engine = of_engine.unwrap_or_default();
     if let [(name, checks)] = &found[..] {
-        return Ok(checks.iter().map(|check| check.clone().of(*name)).collect());
+        let checks = checks.iter().map(|check| check.clone().of(*name));
+        return Ok(checks.chain(of_engine).collect());
     }
     let of_all = |check| found.iter().all(|(_, checks)| checks.contains(check));
     let mut told: Vec<Check> = Vec::new();
@@ -166,6 +170,7 @@ pub async fn examine_all(config: &Config, options: &Options) -> Result<Vec<Check
             }
         }
     }
+    told.extend(of_engine);
     Ok(told)
 }
 

@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod crowdsec;
 pub mod ctl;
 pub mod datagrams;
 pub mod diagnosis;
