@@ -241,10 +241,16 @@ impl Config {
                 &listener.allowed_clients,
             ]
         });
-        lists.filter_map(|list| match list {
+        let lists = lists.filter_map(|list| match list {
             Some(NetworkList::File(path)) => Some(path.as_path()),
             _ => None,
-        })
+        });
+        let engine = self.process.crowdsec.iter();
+        let engine = engine.flat_map(|engine| {
+            let key = Some(&engine.api_key_file);
+            key.into_iter().chain(&engine.tls_ca_file)
+        });
+        lists.chain(engine.map(PathBuf::as_path))
     }
 
     /// The targets of all listeners, each once.

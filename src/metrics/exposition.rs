@@ -1,5 +1,6 @@
 //! The metrics, as Prometheus reads them: its own text format, or OpenMetrics for who prefers it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -222,6 +223,40 @@ impl Scrape {
         )
     }
 
+    /// Nothing without an engine.
+    fn crowdsec(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let proxy = &self.listeners.proxy;
+        let Some(state) = &proxy.crowdsec else {
+            return Ok(());
+        };
+        let told = state.told(&proxy.bans.decisions);
+        gauge(
+            encoder,
+            "realpeer_crowdsec_decisions",
+            "Decisions of the CrowdSec engine in force, by origin",
+            by_origin(&told.decisions),
+        )?;
+        counter(
+            encoder,
+            "realpeer_crowdsec_refused",
+            "Clients refused because of a decision, by origin",
+            by_origin(&told.refused),
+        )?;
+        counter(
+            encoder,
+            "realpeer_crowdsec_failures",
+            "Attempts to read decisions that failed",
+            [(Vec::new(), told.failures)].into_iter(),
+        )?;
+        let last = told.last_update.map(|time| (Vec::new(), time));
+        gauge(
+            encoder,
+            "realpeer_crowdsec_last_update_timestamp_seconds",
+            "When an answer of the engine was last read to its end",
+            last.into_iter(),
+        )
+    }
+
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let listeners = &self.listeners;
         let proxy = &listeners.proxy;
@@ -256,6 +291,7 @@ impl Scrape {
             "Reloads of the configuration",
             results.into_iter(),
         )?;
+        self.crowdsec(encoder)?;
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         gauge(
             encoder,
@@ -351,6 +387,12 @@ fn named(counts: &[Count]) -> Vec<(&'static str, Count)> {
 }
 
 /// A family of counters; `_total` is put behind its name.
+/// A sample for each origin of decisions.
+fn by_origin(counts: &BTreeMap<String, u64>) -> impl Iterator<Item = Sample<'_>> {
+    let origins = counts.iter();
+    origins.map(|(origin, count)| (vec![("origin", origin.as_str())], *count))
+}
+
 fn counter<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,

@@ -219,12 +219,24 @@ impl Desk {
             .in_turn(readiness::reasons(&self.office.listeners))
             .await;
         match &reasons[..] {
-            [] => answer(StatusCode::OK, TEXT, "ready\n"),
+            [] => answer(
+                StatusCode::OK,
+                TEXT,
+                "ready\n".to_owned() + &self.crowdsec(),
+            ),
             reasons => {
-                let text = reasons.join("\n") + "\n";
+                let text = reasons.join("\n") + "\n" + &self.crowdsec();
                 answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
             }
         }
+    }
+
+    /// How the reading of decisions goes, in a line. Clients are served without it, too.
+    fn crowdsec(&self) -> String {
+        let proxy = &self.office.listeners.proxy;
+        let told = proxy.crowdsec.as_ref();
+        let told = told.map(|state| state.told(&proxy.bans.decisions));
+        told.map_or_else(String::new, |told| format!("crowdsec: {}\n", told.words))
     }
 
     async fn in_turn<T>(&self, work: impl Future<Output = T>) -> T {

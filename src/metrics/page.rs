@@ -28,6 +28,7 @@ pub fn render(picture: &Picture) -> String {
                     (tiles(picture))
                     (notes("Not ready", "bad", &picture.not_ready))
                     (notes("Advice", "hint", &picture.advice))
+                    (crowdsec(picture))
                     (older(picture))
                     (listeners(picture))
                     div.columns {
@@ -94,6 +95,12 @@ fn notes(title: &str, kind: &str, notes: &[String]) -> Markup {
             }
         }
     }
+}
+
+fn crowdsec(picture: &Picture) -> Markup {
+    let told = picture.status.crowdsec.iter();
+    let words: Vec<_> = told.map(|told| told.words.clone()).collect();
+    notes("CrowdSec", "hint", &words)
 }
 
 fn older(picture: &Picture) -> Markup {

@@ -44,6 +44,14 @@ const LIBRARIES: [&str; 6] = [
     "/etc/ld.so.cache",
 ];
 
+/// Where systems keep the certificates that they trust.
+const CERTIFICATES: [&str; 4] = [
+    "/etc/ssl",
+    "/etc/pki",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+];
+
 /// Directories of others' files, secret ones among them: of what stands directly in these, the file
 /// alone is allowed.
 const SHARED: [&str; 5] = ["/", "/etc", "/root", "/home", "/tmp"];
@@ -70,6 +78,9 @@ fn rules(config: &Config, source: &Source, control: Option<&Place>) -> Vec<Rule>
         .chain(resolver)
     {
         rules.extend(around(file).into_iter().map(|path| (path, read)));
+    }
+    if config.process.crowdsec.is_some() {
+        rules.extend(CERTIFICATES.map(|path| (path.into(), read)));
     }
     rules.extend(LIBRARIES.map(|path| (path.into(), read)));
     // What listens here, and how many processors there are for us.
