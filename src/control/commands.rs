@@ -164,7 +164,7 @@ impl Office {
         // There is always one listener.
         let first = listeners.first();
         End {
-            status: Some(Status {
+            status: Some(Box::new(Status {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 name: config.process.name,
                 pid: std::process::id(),
@@ -177,7 +177,7 @@ impl Office {
                 listeners,
                 older: Vec::new(),
                 refused,
-            }),
+            })),
             ..End::ok()
         }
     }

@@ -114,10 +114,8 @@ pub fn bind(process: &Process, inherited: Option<Bound>) -> Result<Option<Place>
         Control::Usual => (usual_path(process.name.as_deref()), false),
         Control::At(path) => (path.clone(), true),
     };
-    if let Some(bound) = inherited {
-        if bound.path == path {
-            return Ok(Some(Place::Ours(bound)));
-        }
+    if let Some(bound) = inherited.filter(|bound| bound.path == path) {
+        return Ok(Some(Place::Ours(bound)));
     }
     let group = process.control_group.as_deref().map(group_id);
     let group = group.transpose().context("-control-group")?;
