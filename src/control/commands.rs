@@ -85,7 +85,7 @@ impl Office {
         match request {
             Request::Upgrade {} => end(End::error("another process serves")),
             Request::Status {} => end(End {
-                status: Some(self.status().await),
+                status: Some(Box::new(self.status().await)),
                 ..End::ok()
             }),
             Request::Connections { listener } => self.connections(listener.as_deref()).await,
@@ -147,7 +147,7 @@ impl Office {
     pub(crate) async fn status_of_all(&self) -> Status {
         let status = self.status().await;
         let alone = end(End {
-            status: Some(status.clone()),
+            status: Some(Box::new(status.clone())),
             ..End::ok()
         });
         let all = older::add(&self.proxy().elders, &Request::Status {}, alone).await;
@@ -155,7 +155,7 @@ impl Office {
             Some(Line::End(End {
                 status: Some(status),
                 ..
-            })) => status,
+            })) => *status,
             _ => status,
         }
     }

@@ -170,7 +170,7 @@ pub struct End {
     pub config: Option<String>,
     /// The answer to `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub status: Option<Status>,
+    pub status: Option<Box<Status>>,
 }
 
 impl End {

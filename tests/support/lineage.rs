@@ -140,8 +140,14 @@ impl Lineage {
     pub fn session(&self, at: &str, backend: &Backend, client: &str) -> Session {
         let near = self.balancer.dial(at);
         streams::send(&near, header::v1(client, VISITED));
-        let (far, from) = backend.accept();
-        assert_eq!(from, addr(client), "the backend sees the client");
+        let mut far = None;
+        // Each new process looks once whether the backend is there.
+        wait_until(&format!("the backend sees {client}"), || {
+            let came = backend.try_accept();
+            far = came.filter(|far| far.peer_addr().is_ok_and(|from| from == addr(client)));
+            far.is_some()
+        });
+        let far = streams::with_deadline(far.expect("the wait is over"));
         streams::assert_carries(&near, &far);
         Session { near, far }
     }

@@ -157,7 +157,7 @@ fn look(proxy: &mut Conversation, view: &View) -> io::Result<Snapshot> {
     });
     Ok(Snapshot {
         at,
-        status: status.ok_or(io::ErrorKind::InvalidData)?,
+        status: *status.ok_or(io::ErrorKind::InvalidData)?,
         clients: clients.collect(),
         all: answered(end)?.count.unwrap_or_default(),
     })
