@@ -354,6 +354,7 @@ name = "edge"
 control = "/run/edge.sock"
 control-group = "admin"
 state-dir = "/var/lib/edge"
+metrics = "127.0.0.1:9150"
 verbosity = 2
 log-format = "json"
 user = "nobody"
