@@ -212,6 +212,15 @@ fn the_terminal_is_restored_whoever_ends_it() {
     }
 }
 
+#[test]
+fn it_ends_with_its_terminal() {
+    let scene = Scene::new();
+    let terminal = scene.top(80, 24);
+    let pid = pid(&scene.site.ctl);
+    drop(terminal);
+    wait_until("it has ended", || kill(pid, None).is_err());
+}
+
 /// The process that shows the screen.
 #[track_caller]
 fn pid(ctl: &Ctl) -> Pid {

@@ -25,6 +25,9 @@ use state::State;
 /// How long a signal or an answer may wait to be noticed.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long the screen has for an orderly end.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Shows the proxy at that socket until the user quits. Fails without a terminal.
 pub fn run(path: &Path) -> Result<(), Failure> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
@@ -51,6 +54,10 @@ fn ended_by_signal() -> io::Result<Arc<AtomicBool>> {
     thread::spawn(move || {
         let _ = signals.wait();
         telling.store(true, Ordering::Relaxed);
+        // crossterm reads from a terminal that has hung up for ever, and never comes back.
+        thread::sleep(PATIENCE);
+        let _ = ratatui::try_restore();
+        std::process::exit(0);
     });
     Ok(ended)
 }
