@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -46,10 +46,15 @@ impl Queue {
     ) -> io::Result<Queue> {
         let queue = Queue(Arc::default());
         let shared = Arc::clone(&queue.0);
+        let (begun, has_begun) = mpsc::channel::<()>();
         thread::Builder::new().name("log".into()).spawn(move || {
             begin();
+            drop(begun);
             write_for_ever(&shared, out, gap)
         })?;
+        // What `begin` does, such as to give up privileges, may soon be forbidden. This returns when
+        // the thread has let go of its end.
+        let _ = has_begun.recv();
         Ok(queue)
     }
 
