@@ -81,7 +81,17 @@ fn every_thread_keeps_the_capabilities_that_the_configuration_needs() {
 /// `-routing off` with a mark: SO_MARK is left to CAP_NET_RAW only where that is enough.
 #[test]
 fn marks_are_set_with_what_is_kept() {
-    let stage = Stage::new(&["-routing", "off", "-mark", "291", "-source-port", "any"]);
+    let ctl = Ctl::new();
+    let stage = Stage::new(&[
+        "-routing",
+        "off",
+        "-mark",
+        "291",
+        "-source-port",
+        "any",
+        "-control",
+        &ctl.path(),
+    ]);
     for rule in [
         "ip rule add fwmark 291 lookup 77",
         "ip rule add from 127.0.0.1/8 iif lo table 77",
@@ -92,6 +102,7 @@ fn marks_are_set_with_what_is_kept() {
     let near = stage.dial_and_send(support::header::v1(CLIENT, support::stage::VISITED));
     let (far, _) = stage.backend.accept();
     assert_carries(&near, &far);
+    ctl.ok("reload");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{Config, ListenerConfig, Routing, SourcePort};
+use crate::config::{Config, Routing, SourcePort};
 
 /// What the calling thread may use.
 pub fn permitted() -> CapsHashSet {
@@ -21,19 +21,18 @@ pub fn needed(config: &Config, has: &CapsHashSet) -> CapsHashSet {
     if config.process.routing == Routing::Auto || !raw_may_mark() {
         needed.insert(Capability::CAP_NET_ADMIN);
     }
-    if config
-        .listeners
-        .iter()
-        .any(|listener| uses_low_ports(listener))
-    {
+    if uses_low_ports(config) {
         needed.insert(Capability::CAP_NET_BIND_SERVICE);
     }
     needed.intersection(has).copied().collect()
 }
 
-/// A client's port may be any, unless none is claimed.
-fn uses_low_ports(listener: &ListenerConfig) -> bool {
-    listener.source_port != SourcePort::Any || listener.listen.iter().any(|addr| addr.port() < 1024)
+/// Whether ports below 1024 may be bound: a client's may be any, unless none is claimed.
+pub fn uses_low_ports(config: &Config) -> bool {
+    config.listeners.iter().any(|listener| {
+        listener.source_port != SourcePort::Any
+            || listener.listen.iter().any(|addr| addr.port() < 1024)
+    })
 }
 
 /// Whether CAP_NET_RAW is enough for SO_MARK, as it is since Linux 5.17. The kernel is asked.
@@ -50,7 +49,7 @@ fn raw_may_mark() -> bool {
     }
     let may = socket.set_mark(1).is_ok();
     // What is permitted can be taken back into use.
-    may && caps::set(None, CapSet::Effective, &effective).is_ok()
+    caps::set(None, CapSet::Effective, &effective).is_ok() && may
 }
 
 /// Leaves the calling thread these, and its children none that it does not have. Without

@@ -18,8 +18,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::LazyLock;
 
-use anyhow::{Context, Result};
-use caps::{CapsHashSet, errors::CapsError};
+use anyhow::{Context, Result, bail};
+use caps::{Capability, CapsHashSet, errors::CapsError};
 use nix::unistd::{AccessFlags, User, access, geteuid};
 use serde::{Deserialize, Serialize};
 
@@ -98,8 +98,7 @@ impl fmt::Display for State {
 pub struct Sandbox {
     /// For people.
     pub state: State,
-    /// What was given up.
-    dropped: CapsHashSet,
+    gave_up_low_ports: bool,
     _pins: Vec<::landlock::PathFd>,
 }
 
@@ -150,26 +149,24 @@ pub fn enter(config: &Config, source: &Source, control: Option<&Place>) -> Resul
     let kept = capabilities::permitted();
     state.kept = capabilities::names(&kept);
     state.no_new_privs = nix::sys::prctl::get_no_new_privs().unwrap_or(false);
+    let low_ports = Capability::CAP_NET_BIND_SERVICE;
     Ok(Sandbox {
         state,
-        dropped: before.difference(&kept).copied().collect(),
+        gave_up_low_ports: before.contains(&low_ports) && !kept.contains(&low_ports),
         _pins: pins,
     })
 }
 
 impl Sandbox {
-    /// Whether a reload to `config` has the capabilities that it needs. One that the process never
-    /// had was never needed.
+    /// Fails if a reload to `config` needs a capability that was given up at the start. One that the
+    /// process never had was never needed.
     pub fn check(&self, config: &Config) -> Result<()> {
-        let needed = capabilities::needed(config, &self.dropped);
-        let lacking: CapsHashSet = needed.intersection(&self.dropped).copied().collect();
-        if lacking.is_empty() {
-            return Ok(());
+        if self.gave_up_low_ports && capabilities::uses_low_ports(config) {
+            bail!(
+                "a port below 1024, a client's or a listener's, needs CAP_NET_BIND_SERVICE, which was given up at the start, because nothing needed it then: restart realpeer"
+            );
         }
-        anyhow::bail!(
-            "this needs {}, which was given up at the start, because nothing needed it then: restart realpeer",
-            capabilities::names(&lacking).join(" ")
-        )
+        Ok(())
     }
 }
 
