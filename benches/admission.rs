@@ -5,8 +5,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use realpeer::bans::{Ban, Bans};
-use realpeer::networks::Networks;
+use realpeer::program::internals::{Ban, Bans, Networks};
 
 criterion_group!(benches, look_up, look_up_ban);
 criterion_main!(benches);

@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::addr::{ClientAddr, TargetAddr};
-use crate::config::SourcePort;
+pub use crate::config::SourcePort;
 use crate::routing::Marks;
 use crate::sys;
 

@@ -24,7 +24,7 @@ pub(crate) mod message;
 pub(crate) mod nfnetlink;
 pub(crate) mod nft;
 pub(crate) mod owner;
-pub(crate) mod plan;
+pub mod plan;
 mod show;
 pub(crate) mod stranger;
 pub(crate) mod survey;
@@ -33,7 +33,7 @@ mod unix_diag;
 pub(crate) mod watch;
 
 pub use marks::Marks;
-pub use switch::command;
+pub(crate) use switch::command;
 
 use std::io;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ use plan::{Need, Way};
 
 /// The routing of a running proxy; what it put in stays until `remove`.
 #[must_use = "call remove() at exit"]
-pub struct Installed {
+pub(crate) struct Installed {
     restored: Arc<AtomicU64>,
     watcher: Option<JoinHandle<()>>,
     handle: Handle,
@@ -62,7 +62,7 @@ pub struct Installed {
 
 /// What a reload asks of the routing.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     marks: Arc<Marks>,
     /// `None` where nobody keeps the routing.
     orders: Option<mpsc::Sender<watch::Order>>,
@@ -73,7 +73,7 @@ pub struct Handle {
 ///
 /// What cannot be put in is a loud warning, not an error: the routing may come later, or by hand.
 /// Fails when `-routing-mode` does not fit the targets.
-pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Installed> {
+pub(crate) async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Installed> {
     let (stop, stopped) = oneshot::channel();
     let marks = Arc::new(Marks::default());
     let mut installed = Installed {

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::family::Family;
-use crate::config::Protocol;
+pub use super::family::Family;
+pub use crate::config::Protocol;
 
 /// How the kernel is brought to hand a backend's replies to the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,12 @@ pub enum Step {
     /// An nft table that keeps other programs' connections from inheriting marks by that.
     MarkGuard,
     /// An nft table of ours that marks what arrives for transparent sockets.
-    SocketMatch { table: u32, mark: u32 },
+    SocketMatch {
+        /// The routing table that the mark leads to; it names the nft table.
+        table: u32,
+        /// The mark.
+        mark: u32,
+    },
     /// A policy rule.
     Rule(Rule),
 }

@@ -2,9 +2,7 @@
 
 use std::thread;
 
-use realpeer::cli::{self, Command};
-use realpeer::daemon;
-use realpeer::sys::systemd::Environment;
+use realpeer::program::internals::{self, Command, Environment};
 
 use super::{Host, Running, TempDir, wait_until};
 
@@ -134,7 +132,7 @@ fn by_file(wrapper: &[&str], host: &Host, path: &str, flags: &[&str]) -> Running
 /// with the process. For tests that look at what happens inside.
 pub fn start_here(flags: &[&str]) {
     let words: Vec<String> = flags.iter().map(|word| (*word).to_owned()).collect();
-    let Ok(Command::Proxy(source)) = cli::parse(&words) else {
+    let Ok(Command::Proxy(source)) = internals::parse(&words) else {
         panic!("{words:?} start the proxy");
     };
     thread::spawn(|| {
@@ -143,7 +141,7 @@ pub fn start_here(flags: &[&str]) {
             .build()
             .expect("start a runtime");
         runtime
-            .block_on(daemon::run(source, Environment::default()))
+            .block_on(internals::run(source, Environment::default()))
             .expect("the proxy runs");
     });
 }
