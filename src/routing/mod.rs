@@ -12,6 +12,13 @@
 //!                                      ▼  └─ watch                       puts it back
 //!                                    marks ─▶ whoever opens upstream sockets
 //! ```
+//!
+//! An upstream socket carries the mark that is asked for here, if any:
+//!
+//! ```
+//! let marks = realpeer::routing::Marks::default();
+//! assert_eq!(marks.of([127, 0, 0, 1].into()), None);
+//! ```
 
 pub(crate) mod accept;
 pub(crate) mod bound;
