@@ -403,7 +403,9 @@ fn the_rules_of_tunnels_do_not_take_replies_away() {
         ip -6 route add default dev to-elsewhere table 51820
         ip -6 rule add not fwmark 51820 table 51820
         ip -6 rule add table main suppress_prefixlength 0";
+    // Its table leads to the other nodes, the load balancer among them.
     let tailscale = "ip route add default dev to-elsewhere table 52
+        ip route add 192.0.2.0/24 dev to-balancer table 52
         ip -6 route add default dev to-elsewhere table 52
         ip rule add pref 5210 fwmark 0x80000/0xff0000 table main
         ip rule add pref 5270 table 52
