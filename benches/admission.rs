@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use realpeer::bans::{Ban, Bans, Cause, Decision, Decisions};
-use realpeer::networks::Networks;
+use realpeer::program::internals::{Ban, Bans, Cause, Decision, Decisions, Networks};
 
 criterion_group!(benches, look_up, look_up_ban, look_up_decision);
 criterion_main!(benches);

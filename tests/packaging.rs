@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use nix::sys::signal::Signal;
-use realpeer::cli::{self, Command};
+use realpeer::program::internals::{self, Command};
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, OTHER_BALANCER, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, assert_turned_away, send};
@@ -208,7 +208,7 @@ fn the_examples_of_the_manual_are_command_lines() {
     assert!(examples.len() > 5, "{examples:?}");
     for example in examples {
         let words: Vec<String> = example.split(' ').map(str::to_owned).collect();
-        let command = cli::parse(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+        let command = internals::parse(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
         assert!(!matches!(command, Command::Print(_)), "{example}");
     }
 }
@@ -345,7 +345,7 @@ fn every_check_of_the_doctor_is_in_the_manual() {
         .lines()
         .filter_map(|line| line.strip_prefix(".It Li "))
         .collect();
-    assert_eq!(named, realpeer::doctor::IDS);
+    assert_eq!(named, internals::IDS);
 }
 
 fn section<'a>(manual: &'a str, name: &str) -> &'a str {

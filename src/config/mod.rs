@@ -31,9 +31,8 @@ pub use choice::{
 };
 pub use draft::{BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load};
-pub use keys::key;
 pub use text::{from_flags, good, in_force};
-pub use value::{Addresses, HostPort, Rate};
+pub use value::{HostPort, Rate};
 pub(crate) use value::{boolean, duration, host_port, http_url, integer_in, name, timeout};
 
 use crate::addr::TargetAddr;

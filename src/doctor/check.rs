@@ -99,7 +99,7 @@ impl Check {
     }
 
     /// One line of bash that mends it when it is pasted as it is. Words that come from outside
-    /// must have gone through [`super::outside::quote`].
+    /// must have gone through `outside::quote`.
     pub fn run(mut self, command: impl AsRef<str>) -> Check {
         self.run = printable(command.as_ref());
         self

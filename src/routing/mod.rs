@@ -12,6 +12,13 @@
 //!                                      ▼  └─ watch                       puts it back
 //!                                    marks ─▶ whoever opens upstream sockets
 //! ```
+//!
+//! An upstream socket carries the mark that is asked for here, if any:
+//!
+//! ```
+//! let marks = realpeer::routing::Marks::default();
+//! assert_eq!(marks.of([127, 0, 0, 1].into()), None);
+//! ```
 
 pub(crate) mod accept;
 pub(crate) mod bound;
@@ -24,7 +31,7 @@ pub(crate) mod message;
 pub(crate) mod nfnetlink;
 pub(crate) mod nft;
 pub(crate) mod owner;
-pub(crate) mod plan;
+pub mod plan;
 mod show;
 pub(crate) mod stranger;
 pub(crate) mod survey;
@@ -34,7 +41,7 @@ pub(crate) mod watch;
 
 pub use accept::FILE as TCP_FWMARK_ACCEPT;
 pub use marks::Marks;
-pub use switch::command;
+pub(crate) use switch::command;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -56,7 +63,7 @@ use plan::{Need, Way};
 
 /// The routing of a running proxy; what it put in stays until `remove`.
 #[must_use = "call remove() at exit"]
-pub struct Installed {
+pub(crate) struct Installed {
     restored: Arc<AtomicU64>,
     watcher: Option<JoinHandle<()>>,
     handle: Handle,
@@ -65,7 +72,7 @@ pub struct Installed {
 
 /// What a reload asks of the routing.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     marks: Arc<Marks>,
     restored: Arc<AtomicU64>,
     /// `None` where nobody keeps the routing.
@@ -80,7 +87,7 @@ pub struct Handle {
 /// `inherited` is what a process before this one has put in, and the lock of its table: that is kept
 /// whatever `routing` says, for sessions of that process need it.
 /// Fails when `-routing-mode` does not fit the targets.
-pub async fn install(
+pub(crate) async fn install(
     targets: &[RouteTarget],
     routing: Routing,
     inherited: Option<(RoutingPaper, OwnedFd)>,

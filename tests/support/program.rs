@@ -2,9 +2,7 @@
 
 use std::thread;
 
-use realpeer::cli::{self, Command};
-use realpeer::daemon;
-use realpeer::sys::systemd::Environment;
+use realpeer::program::internals::{self, Command, Environment};
 
 use super::{Host, Running, TempDir, wait_until};
 
@@ -136,7 +134,7 @@ pub fn start_here(flags: &[&str]) {
     // The test itself goes on with what it needs.
     let words = [&["-sandbox", "off"], flags].concat();
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    let Ok(Command::Proxy(source)) = cli::parse(&words) else {
+    let Ok(Command::Proxy(source)) = internals::parse(&words) else {
         panic!("{words:?} start the proxy");
     };
     thread::spawn(|| {
@@ -145,7 +143,7 @@ pub fn start_here(flags: &[&str]) {
             .build()
             .expect("start a runtime");
         runtime
-            .block_on(daemon::run(source, Environment::default()))
+            .block_on(internals::run(source, Environment::default()))
             .expect("the proxy runs");
     });
 }
