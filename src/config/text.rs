@@ -349,6 +349,7 @@ mod tests {
     const PROCESS: &str = r#"
 workers = 3
 drain-timeout = "1s500ms"
+upgrade-drain = "1h"
 routing = "off"
 name = "edge"
 control = "/run/edge.sock"
