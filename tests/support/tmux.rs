@@ -118,7 +118,9 @@ impl<'a> Terminal<'a> {
 
     fn tmux(&self, words: &[&str]) -> Command {
         let mut command = self.host.command("tmux");
-        command.args(["-N", "-u", "-S"]).arg(self.directory.path("tmux"));
+        command
+            .args(["-N", "-u", "-S"])
+            .arg(self.directory.path("tmux"));
         command.args(words);
         command
     }
