@@ -46,6 +46,10 @@ fn status(ctl: &Ctl) -> Value {
 #[track_caller]
 fn assert_keeps(flags: &[&str], kept: u64) {
     let stage = Stage::new(flags);
+    // A new thread has the name of its maker until it runs.
+    support::wait_until("the worker has its name", || {
+        threads(&stage.proxy).contains_key("worker-0")
+    });
     let threads = threads(&stage.proxy);
     assert!(threads.len() >= 3, "main, log and a worker: {threads:?}");
     for (name, status) in &threads {
