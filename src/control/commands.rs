@@ -127,7 +127,7 @@ impl Office {
         // There is always one listener.
         let first = listeners.first();
         End {
-            status: Some(Status {
+            status: Some(Box::new(Status {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 name: config.process.name,
                 pid: std::process::id(),
@@ -140,11 +140,11 @@ impl Office {
                     .proxy()
                     .crowdsec
                     .as_ref()
-                    .map(|state| Box::new(state.told(&self.proxy().bans.decisions))),
+                    .map(|state| state.told(&self.proxy().bans.decisions)),
                 counts,
                 listeners,
                 refused,
-            }),
+            })),
             ..End::ok()
         }
     }

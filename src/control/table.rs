@@ -11,7 +11,7 @@ use crate::stats::Count;
 pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
     let killed = end.killed.unwrap_or(0);
     match action {
-        CtlAction::Status => end.status.as_ref().map(status).unwrap_or_default(),
+        CtlAction::Status => end.status.as_deref().map(status).unwrap_or_default(),
         CtlAction::Connections => {
             let rows = lines.iter().filter_map(|line| match line {
                 Line::Connection { connection } => Some(connection_row(connection)),
