@@ -142,7 +142,7 @@ fn of_several_decisions_on_one_address_the_last_one_counts() {
     wait_for_decisions(&ctl, 2);
     let listed = ctl.ok("bans");
     assert!(
-        listed.contains("1h59m") && listed.contains("long"),
+        (listed.contains("1h59m") || listed.contains("2h0m0s")) && listed.contains("long"),
         "{listed}"
     );
     engine.decisions(&stage.server, "delete --id 2");
@@ -250,9 +250,10 @@ fn bans_are_listed_by_origin_and_unban_asks_for_force() {
         assert_eq!(listed.lines().count(), 1 + count, "{origin}: {listed}");
     }
     let row = ctl.ok("bans -origin crowdsec");
-    for word in ["203.0.113.7/32", "crowdsec/cscli", "59m", "ssh-bf"] {
+    for word in ["203.0.113.7/32", "crowdsec/cscli", "ssh-bf"] {
         assert!(row.contains(word), "{word}: {row}");
     }
+    assert!(row.contains("59m") || row.contains("1h0m0s"), "{row}");
     // Each stands on its own.
     let ended = ctl.run("unban 203.0.113.7");
     assert_eq!(ended.code, 0);

@@ -87,11 +87,8 @@ pub fn status(process: &Process) -> Option<Status> {
         Control::Usual => usual_path(process.name.as_deref()),
         Control::At(path) => path.clone(),
     };
-    ask(&path, &Request::Status {})
-        .ok()?
-        .1
-        .status
-        .map(|status| *status)
+    let (_, end) = ask(&path, &Request::Status {}).ok()?;
+    end.status.map(|status| *status)
 }
 
 /// What the running proxy has in force, as TOML.

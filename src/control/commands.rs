@@ -219,7 +219,7 @@ impl Office {
                 .proxy()
                 .crowdsec
                 .as_ref()
-                .map(|state| Box::new(state.told(&self.proxy().bans.decisions))),
+                .map(|state| state.told(&self.proxy().bans.decisions)),
             counts,
             listeners,
             older: Vec::new(),

@@ -208,7 +208,7 @@ pub struct Status {
     pub bans: usize,
     /// How decisions of CrowdSec are read, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub crowdsec: Option<Box<crowdsec::Told>>,
+    pub crowdsec: Option<crowdsec::Told>,
     /// What happened since the start, as the log names it.
     pub counts: BTreeMap<String, u64>,
     #[serde(default)]
