@@ -25,12 +25,18 @@
 //! ```
 //!
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
-//! Beside the way: [`control`] lets an administrator look at [`sessions`], watch [`events`] and speak
-//! [`bans`], which admission asks, as it asks [`claims`]; [`crowdsec`] adds to them what an engine decides,
-//! from a thread of its own; [`protected`] says whom neither may ban; [`ban_relay`] is a program of its own,
-//! for the ingress. [`systemd`] hears how the process is, [`metrics`] tells it to whoever asks over HTTP. The
-//! [`sandbox`] takes away what the process does not need. Lines of the [`log`] go out by a thread of their own; what commands print
-//! goes through [`output`].
+//!
+//! Beside the way:
+//!
+//! - [`control`] lets an administrator look at [`sessions`], watch [`events`] and set [`bans`], which
+//!   admission asks, as it asks [`claims`]. [`crowdsec`] adds an engine's decisions to them, on a thread
+//!   of its own; [`protected`] says whom neither may ban.
+//! - [`systemd`] hears how the process is, [`metrics`] tells it to whoever asks over HTTP. Lines of the
+//!   [`log`] go out by a thread of their own; what commands print goes through [`output`].
+//! - [`sandbox`] takes away what the process does not need. At an upgrade the [`starter`], forked before
+//!   that, executes a new process, which takes over by [`handover`]; its listeners find their sockets
+//!   among the [`sockets`] that it was given.
+//! - [`ban_relay`] is a program of its own, for the ingress.
 
 // The map above is for those who change the program, too: `cargo doc --document-private-items`.
 #![allow(rustdoc::private_intra_doc_links)]
