@@ -298,9 +298,10 @@ impl Serving<'_> {
         proxy.draining.store(true, Ordering::Relaxed);
         if let Some(succeeded) = succeeded {
             self.starter = None;
-            pages.shutdown().await;
             self.metrics = None;
             finish(succeeded, &self.office, signals).await;
+            // Those who ask for metrics at this moment have their answer, or run out of time.
+            while pages.join_next().await.is_some() {}
             return Ok(End::Succeeded);
         }
         proxy.manager.stopping();
@@ -391,8 +392,8 @@ async fn answer(channel: &Channel, office: &control::Office) {
             Ok((FromNew::Ask { number, request }, _)) => (number, request),
             Ok((FromNew::Stop, _)) => return,
             Ok(_) => continue,
-            // The sessions are served all the same.
-            Err(_) => std::future::pending().await,
+            // It was killed: nobody could see or end these sessions any more.
+            Err(_) => return,
         };
         let mut lines = office.answer_alone(request).await;
         while !lines.is_empty() {
@@ -502,9 +503,7 @@ async fn look_after(listeners: Arc<Listeners>) {
         if seconds % MEND_BANS == MEND_BANS - 1 && bans.mend().is_ok_and(|mended| mended) {
             tracing::info!("the bans are written down again");
         }
-        for pid in listeners.proxy.elders.forget_ended() {
-            tracing::info!(pid, "the process before this one has ended");
-        }
+        listeners.proxy.elders.forget_ended();
         listeners.tidy().await;
     }
 }

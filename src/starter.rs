@@ -64,14 +64,15 @@ impl Starter {
         }
     }
 
-    /// The socket that it hears requests on, and answers: `started PID`, `failed WHY`, `ended HOW`.
+    /// The socket that it hears requests on. A request for a program brings the socket that is
+    /// answered on: `started PID`, `failed WHY`, `ended HOW`.
     pub fn socket(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone()
     }
 }
 
-/// A request for a new program: with it come its hand-over socket and the descriptor that is its
-/// standard error until it serves.
+/// A request for a new program: with it come its hand-over socket, the descriptor that is its
+/// standard error until it serves, and the socket to answer this request on.
 pub const START: &[u8] = b"s";
 
 /// A request to kill it.
@@ -121,7 +122,7 @@ fn serve(socket: &OwnedFd, program: &PathBuf, arguments: Vec<OsString>) {
         let _ = nix::unistd::dup2_stderr(&error);
     }
     process::close_others(socket);
-    let mut child: Option<Child> = None;
+    let mut child: Option<Started> = None;
     loop {
         let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
         let patience = match child {
@@ -133,27 +134,51 @@ fn serve(socket: &OwnedFd, program: &PathBuf, arguments: Vec<OsString>) {
             let Ok((length, descriptors)) = passing::receive(socket, &mut request) else {
                 return;
             };
-            match (&request[..length], child.as_mut()) {
-                (START, _) => match start(program, &arguments, descriptors) {
-                    Ok(new) => {
-                        tell(socket, &format!("started {}", new.id()));
-                        child = Some(new);
-                    }
-                    Err(error) => tell(
-                        socket,
-                        &format!("failed cannot start {}: {error}", program.display()),
-                    ),
-                },
-                (KILL, Some(child)) => _ = child.kill(),
-                (KILL, None) => {}
+            match &request[..length] {
+                // Of an earlier one nobody wants to hear any more.
+                START => {
+                    child.take().into_iter().for_each(Started::end);
+                    child = start(program, &arguments, descriptors);
+                }
+                KILL => _ = child.as_mut().map(|started| started.child.kill()),
                 _ => return,
             }
         }
-        let ended = child.as_mut().and_then(|child| child.try_wait().ok()?);
-        if let Some(status) = ended {
-            tell(socket, &format!("ended {status}"));
-            child = None;
+        child = child.and_then(Started::unless_ended);
+    }
+}
+
+/// A program that was started, and where the one who asked for it listens.
+struct Started {
+    child: Child,
+    answers: OwnedFd,
+}
+
+impl Started {
+    /// Tells its number. It is ended when nobody listens any more.
+    fn announced(self) -> Option<Started> {
+        let number = format!("started {}", self.child.id());
+        match passing::send(&self.answers, number.as_bytes(), &[]) {
+            Ok(()) => Some(self),
+            Err(_) => {
+                self.end();
+                None
+            }
         }
+    }
+
+    /// Tells its end, if that has come.
+    fn unless_ended(mut self) -> Option<Started> {
+        let Ok(Some(status)) = self.child.try_wait() else {
+            return Some(self);
+        };
+        tell(&self.answers, &format!("ended {status}"));
+        None
+    }
+
+    fn end(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -161,7 +186,19 @@ fn tell(socket: &OwnedFd, text: &str) {
     let _ = passing::send(socket, text.as_bytes(), &[]);
 }
 
-fn start(
+fn start(program: &PathBuf, arguments: &[OsString], mut given: Vec<OwnedFd>) -> Option<Started> {
+    let answers = given.pop()?;
+    match execute(program, arguments, given) {
+        Ok(child) => Started { child, answers }.announced(),
+        Err(error) => {
+            let program = program.display();
+            tell(&answers, &format!("failed cannot start {program}: {error}"));
+            None
+        }
+    }
+}
+
+fn execute(
     program: &PathBuf,
     arguments: &[OsString],
     descriptors: Vec<OwnedFd>,

@@ -220,8 +220,12 @@ fn it_ends_with_the_proxy_and_with_who_reads_it() {
     let mut watcher = watch(&ctl, "watch");
     let mut interrupted = watch(&ctl, "watch");
     drop(stage.session(CLIENT));
-    // Whose reader is gone ends at the next line.
     watcher.wait_for_line("closed");
+    // Whose reader is gone ends at the next line.
+    wait_until("it notices that its reader is gone", || {
+        drop(stage.session(CLIENT));
+        reader.has_ended()
+    });
     assert_eq!(reader.exit_code(), 0);
     interrupted.signal(Signal::SIGINT);
     assert_eq!(interrupted.exit_code(), 0);

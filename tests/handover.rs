@@ -3,7 +3,7 @@
 mod support;
 
 use std::collections::HashSet;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 
 use nix::sys::signal::Signal;
 use support::datagrams::{every, open, receive};
@@ -12,7 +12,7 @@ use support::lineage::{end, runs};
 use support::site::{converse, listener, udp};
 use support::stage::{CLIENT, VISITED};
 use support::streams::{assert_carries, assert_reset, send};
-use support::{Backend, Lineage, TempDir, addr, wait_until};
+use support::{Backend, Lineage, TempDir, addr, http, wait_until};
 
 const OTHER: &str = "203.0.113.8:40001";
 const THIRD: &str = "203.0.113.9:40002";
@@ -364,4 +364,56 @@ fn the_starter_holds_nothing_and_goes_with_its_process() {
     wait_until("the first is gone", || lineage.first.has_ended());
     end(new, Signal::SIGKILL);
     wait_until("all is gone", || lineage.starters().is_empty());
+}
+
+#[test]
+fn an_old_process_that_has_ended_is_missed_by_nobody() {
+    let lineage = Lineage::new(&both());
+    for _ in 0..3 {
+        lineage.upgrade();
+        let ended = lineage.ctl.run("status");
+        assert_eq!(ended.stderr, "");
+        assert!(
+            !ended.stdout.contains("does not answer"),
+            "{}",
+            ended.stdout
+        );
+    }
+}
+
+#[test]
+fn a_watch_goes_on_with_the_new_process() {
+    let lineage = Lineage::new(&both());
+    let backend = Backend::listen(&lineage.server, NINE);
+    let watcher = lineage.ctl.spawn("watch");
+    watcher.wait_for_line("watching");
+    lineage.upgrade();
+    wait_until("it watches again", || {
+        let lines = watcher.stdout();
+        lines
+            .iter()
+            .filter(|line| line.contains("watching"))
+            .count()
+            == 2
+    });
+    let _session = lineage.session(AT_A, &backend, OTHER);
+    watcher.wait_for_line(OTHER);
+}
+
+#[test]
+fn who_asks_for_metrics_during_an_upgrade_is_answered() {
+    let file = "metrics = \"127.0.0.1:9150\"\n".to_owned() + &both();
+    let lineage = Lineage::new(&file);
+    let mut asking = lineage.server.dial("127.0.0.1:9150");
+    send(&asking, b"GET /healthz HTTP/1.1\r\n");
+    // Who is asked later has taken both.
+    let ready = http::get(&lineage.server, "127.0.0.1:9150", "/readyz");
+    assert_eq!(ready.status, 200, "{ready:?}");
+    lineage.upgrade();
+    send(&asking, b"Host: localhost\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    asking.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let after = http::get(&lineage.server, "127.0.0.1:9150", "/healthz");
+    assert_eq!(after.status, 200);
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use support::datagrams::open;
-use support::lineage::end;
+use support::lineage::{end, runs};
 use support::site::{converse, listener, udp};
 use support::stage::{CLIENT, Session};
 use support::streams::assert_carries;
@@ -160,6 +160,31 @@ fn a_new_program_that_hangs_is_given_ten_seconds() {
     scene.assert_undisturbed();
 }
 
+/// What the starter says late to one request is no answer to the next.
+#[test]
+fn a_starter_that_was_slow_starts_programs_again() {
+    let scene = Scene::new();
+    let starter = scene.lineage.starters()[0];
+    end(starter, Signal::SIGSTOP);
+    let said = scene.lineage.fail().stderr;
+    assert!(said.contains("hangs"), "{said}");
+    end(starter, Signal::SIGCONT);
+    scene.lineage.upgrade();
+    scene.assert_undisturbed();
+}
+
+/// Nobody could see or end their sessions any more.
+#[test]
+fn old_processes_end_with_the_one_that_serves() {
+    let scene = Scene::new();
+    let new = scene.lineage.upgrade();
+    assert_eq!(scene.lineage.processes().len(), 2);
+    end(new, Signal::SIGKILL);
+    wait_until("the old process has ended", || {
+        scene.lineage.processes().iter().all(|pid| !runs(*pid))
+    });
+}
+
 /// It dies before each of its three messages, and hangs there.
 #[test]
 fn the_new_process_may_die_or_hang_at_any_step() {
@@ -171,10 +196,11 @@ fn the_new_process_may_die_or_hang_at_any_step() {
             );
             scene.lineage.replace(&trace);
             let said = scene.lineage.fail().stderr;
-            let why = if signal == "SIGKILL" {
-                "signal: 9"
-            } else {
-                "within 10 s"
+            let why = match (signal, step) {
+                ("SIGKILL", _) => "signal: 9",
+                (_, 1) => "within 10 s",
+                // Datagrams wait by now.
+                _ => "within 2 s",
             };
             assert!(said.contains(why), "{signal} {step}: {said}");
             scene.assert_undisturbed();

@@ -312,14 +312,17 @@ impl Office {
             let here = at.is_none() || session.listener.as_deref() == at;
             here && is_of(session, &network) && !protected.spares(session, &network)
         });
-        tracing::info!(
-            network = %network,
-            seconds = length.map(|seconds| seconds.ceil() as u64),
-            reason = ban.reason,
-            listener = ban.listener,
-            killed = killed as u64,
-            "client banned"
-        );
+        // Of several processes the one that serves tells it.
+        if killed > 0 || !self.succession.is_over() {
+            tracing::info!(
+                network = %network,
+                seconds = length.map(|seconds| seconds.ceil() as u64),
+                reason = ban.reason,
+                listener = ban.listener,
+                killed = killed as u64,
+                "client banned"
+            );
+        }
         Ok(End {
             killed: Some(killed),
             until,
@@ -366,7 +369,9 @@ impl Office {
                 },
             });
         }
-        tracing::info!(network = %network, "client unbanned");
+        if !self.succession.is_over() {
+            tracing::info!(network = %network, "client unbanned");
+        }
         End {
             count: Some(ended.len()),
             warning,

@@ -83,7 +83,7 @@ pub async fn serve(place: Place, office: Arc<Office>) -> io::Result<()> {
             let wanted = converse(&mut input, &mut output, &office).await;
             drop(place);
             if let Ok(Some(watch)) = wanted {
-                let _ = seat(watch, &seats, &mut input, &mut output).await;
+                let _ = seat(watch, &office, &seats, &mut input, &mut output).await;
             }
         });
     }
@@ -148,6 +148,7 @@ async fn converse(
 /// read in time is lost to it.
 async fn seat(
     mut watch: Watch,
+    office: &Office,
     seats: &Semaphore,
     input: &mut BufReader<OwnedReadHalf>,
     output: &mut OwnedWriteHalf,
@@ -162,6 +163,10 @@ async fn seat(
     tokio::select! {
         result = tell(&mut watch, output) => result,
         () = left => Ok(()),
+        // Whoever watches asks the process that serves now.
+        () = office.succession.end.notified() => {
+            send(output, &[Line::End(End::ok())]).await
+        }
     }
 }
 

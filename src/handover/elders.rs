@@ -57,11 +57,12 @@ impl Elders {
         self.list().is_empty()
     }
 
-    /// Forgets those that have ended, and tells their numbers.
-    pub fn forget_ended(&self) -> Vec<u32> {
-        let mut list = self.list();
-        let ended = list.extract_if(.., |elder| elder.has_ended());
-        ended.map(|elder| elder.pid).collect()
+    /// Forgets those that have ended.
+    pub fn forget_ended(&self) {
+        for ended in self.list().extract_if(.., |elder| elder.has_ended()) {
+            let pid = ended.pid;
+            tracing::info!(pid, "the process before this one has ended");
+        }
     }
 
     /// Forgets all, which another process knows now.
@@ -69,13 +70,17 @@ impl Elders {
         self.list().clear();
     }
 
-    /// Asks all of them at once; `None` from one that does not answer.
+    /// Asks all of them at once; `None` from one that does not answer. One that ends meanwhile is
+    /// left out.
     pub async fn ask(&self, request: &Request) -> Vec<(Arc<Elder>, Option<Vec<Line>>)> {
+        self.forget_ended();
         let questions = self.all().into_iter().map(|elder| async move {
             let answer = elder.ask(request.clone()).await;
             (elder, answer)
         });
-        join_all(questions).await
+        let mut answers = join_all(questions).await;
+        answers.retain(|(elder, answer)| answer.is_some() || !elder.has_ended());
+        answers
     }
 
     /// Tells all of them to stop.

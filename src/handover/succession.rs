@@ -49,6 +49,10 @@ impl Succession {
         let Ok(_turn) = self.under_way.try_lock() else {
             return Err("an upgrade is under way".into());
         };
+        // Its end would be that of its PID namespace.
+        if std::process::id() == 1 {
+            return Err("realpeer is process 1 here: restart its container instead".into());
+        }
         let (order, answer) = oneshot::channel();
         let stops = |_| "realpeer stops".to_owned();
         self.orders.send(order).await.map_err(|_| stops(()))?;

@@ -28,6 +28,10 @@ use crate::udp;
 /// How long a new process may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long it may take from the moment that nothing is served until it serves; 20,000 bans take a
+/// tenth of a second.
+const COMMIT: Duration = Duration::from_secs(2);
+
 /// How long the end of one that failed, and its last words, are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -109,17 +113,26 @@ impl Upgrade<'_> {
     async fn start(&self) -> Result<(Channel, Newcomer)> {
         let starter = Channel::new(self.starter.socket()?)?;
         let (ours, theirs) = passing::pair().context("cannot make a socket")?;
+        // A late answer to an earlier request is nobody's.
+        let (answers, answering) = passing::pair().context("cannot make a socket")?;
+        let answers = Channel::new(answers)?;
         let (said, error) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
         let sent = starter
-            .send_bytes(starter::START, &[theirs.as_fd(), error.as_fd()])
+            .send_bytes(
+                starter::START,
+                &[theirs.as_fd(), error.as_fd(), answering.as_fd()],
+            )
             .await;
         sent.context("the process that starts programs is gone: restart realpeer")?;
-        drop((theirs, error));
-        let answer = timeout(PATIENCE, starter.receive_bytes()).await;
+        drop((theirs, error, answering));
+        let answer = timeout(PATIENCE, answers.receive_bytes()).await;
         let (answer, _) = answer.context("the process that starts programs hangs")??;
         let answer = String::from_utf8_lossy(&answer).into_owned();
         match answer.strip_prefix("started ").map(str::parse) {
-            Some(Ok(pid)) => Ok((Channel::new(ours)?, Newcomer::new(pid, starter, said)?)),
+            Some(Ok(pid)) => {
+                let newcomer = Newcomer::new(pid, starter, answers, said)?;
+                Ok((Channel::new(ours)?, newcomer))
+            }
             _ => bail!("{}", answer.trim_start_matches("failed ")),
         }
     }
@@ -135,7 +148,22 @@ impl Upgrade<'_> {
         };
         // From here on nothing changes that is not passed on.
         *gate = Some(self.succession.gate.write().await);
-        self.estate(channel, &taken).await?;
+        let take_over = timeout(COMMIT, self.hand_over(channel, &taken)).await;
+        take_over.map_err(|_| {
+            anyhow!(
+                "the new program was ready, but did not take over within {} s",
+                COMMIT.as_secs()
+            )
+        })??;
+        Ok(Taken {
+            places: taken,
+            control,
+        })
+    }
+
+    /// Passes on what can change, and lets it serve. Datagrams wait meanwhile, and connections.
+    async fn hand_over(&self, channel: &Channel, taken: &[Place]) -> Result<()> {
+        self.estate(channel, taken).await?;
         let (FromNew::Ready, _) = channel.receive().await? else {
             bail!("it did not say what was expected");
         };
@@ -147,10 +175,7 @@ impl Upgrade<'_> {
         let (FromNew::Serving, _) = channel.receive().await? else {
             bail!("it did not say what was expected");
         };
-        Ok(Taken {
-            places: taken,
-            control,
-        })
+        Ok(())
     }
 
     async fn offer(&self, channel: &Channel) -> Result<()> {
@@ -280,13 +305,14 @@ struct Newcomer {
     pid: u32,
     stays: bool,
     starter: Channel,
+    answers: Channel,
     ended: bool,
     said: Arc<Mutex<Vec<u8>>>,
     listening: JoinHandle<()>,
 }
 
 impl Newcomer {
-    fn new(pid: u32, starter: Channel, error: OwnedFd) -> io::Result<Newcomer> {
+    fn new(pid: u32, starter: Channel, answers: Channel, error: OwnedFd) -> io::Result<Newcomer> {
         socket2::SockRef::from(&error).set_nonblocking(true)?;
         let mut pipe = pipe::Receiver::from_owned_fd(error)?;
         let said: Arc<Mutex<Vec<u8>>> = Arc::default();
@@ -304,6 +330,7 @@ impl Newcomer {
             pid,
             stays: false,
             starter,
+            answers,
             ended: false,
             said,
             listening,
@@ -312,7 +339,7 @@ impl Newcomer {
 
     /// How it ended.
     async fn ended(&mut self) -> String {
-        let answer = self.starter.receive_bytes().await;
+        let answer = self.answers.receive_bytes().await;
         self.ended = true;
         match answer {
             Ok((text, _)) => {

@@ -7,10 +7,10 @@ mod picture;
 mod rates;
 mod readiness;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -112,7 +112,7 @@ async fn open(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(listener.into())
 }
 
-/// Answers until it is dropped.
+/// Answers until it is dropped, or another process does.
 pub async fn serve(listener: TcpListener, office: Arc<Office>) {
     let address = listener.local_addr();
     let desk = Arc::new(Desk {
@@ -122,16 +122,21 @@ pub async fn serve(listener: TcpListener, office: Arc<Office>) {
         is_local: address.is_ok_and(|address| address.ip().to_canonical().is_loopback()),
     });
     tokio::select! {
-        never = take_clients(listener, &desk) => match never {},
+        () = take_clients(listener, &desk) => {}
         never = desk.rates.follow(&desk.office.listeners) => match never {},
     }
 }
 
-async fn take_clients(listener: TcpListener, desk: &Arc<Desk>) -> Infallible {
+/// Until another process takes them; whoever is here by then gets an answer.
+async fn take_clients(listener: TcpListener, desk: &Arc<Desk>) {
     let places = http::Clients::new(CLIENTS);
     let mut clients = JoinSet::new();
+    let mut end = pin!(desk.office.succession.end.notified());
     loop {
-        let (stream, peer) = http::accept(&listener).await;
+        let (stream, peer) = tokio::select! {
+            accepted = http::accept(&listener) => accepted,
+            () = &mut end => break,
+        };
         while clients.try_join_next().is_some() {}
         let Some(place) = places.admit() else {
             http::reset(&stream);
@@ -146,6 +151,8 @@ async fn take_clients(listener: TcpListener, desk: &Arc<Desk>) -> Infallible {
             drop(place);
         });
     }
+    drop(listener);
+    while clients.join_next().await.is_some() {}
 }
 
 /// Answers what clients ask.
