@@ -208,6 +208,8 @@ fn a_hand_over_tells_the_new_main_process_first() {
         manager.wait_for("ping", |message| message == "WATCHDOG=1\n");
     }
     // What the new one has open is told, not what the old one has.
-    manager.wait_for("status", |message| message.starts_with("STATUS=0 open"));
+    let second = lineage.session("192.0.2.10:2222", &backend, "203.0.113.8:40001");
+    manager.wait_for("status", |message| message.starts_with("STATUS=1 open"));
     assert_carries(&session.near, &session.far);
+    assert_carries(&second.near, &second.far);
 }
