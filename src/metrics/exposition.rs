@@ -386,13 +386,13 @@ fn named(counts: &[Count]) -> Vec<(&'static str, Count)> {
     counts.iter().map(|count| (count.name(), *count)).collect()
 }
 
-/// A family of counters; `_total` is put behind its name.
 /// A sample for each origin of decisions.
 fn by_origin(counts: &BTreeMap<String, u64>) -> impl Iterator<Item = Sample<'_>> {
     let origins = counts.iter();
     origins.map(|(origin, count)| (vec![("origin", origin.as_str())], *count))
 }
 
+/// A family of counters; `_total` is put behind its name.
 fn counter<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
