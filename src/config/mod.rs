@@ -31,7 +31,7 @@ pub use choice::{
 };
 pub use draft::{BOOLEAN, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load};
-pub use keys::key;
+pub use keys::{Kind, fits, key, kind};
 pub use text::{from_flags, good, in_force};
 pub use value::{Addresses, HostPort, Rate};
 pub(crate) use value::{boolean, host_port, integer_in, name, timeout};
