@@ -157,7 +157,7 @@ pub fn choices(flag: &Arg) -> Vec<String> {
         .flat_map(|part| part.split(" or "))
         .collect();
     let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    match words.len() > 1 && words.iter().all(|word| is_word(&word)) {
+    match words.len() > 1 && words.iter().all(is_word) {
         true => words.into_iter().map(str::to_owned).collect(),
         false => Vec::new(),
     }
