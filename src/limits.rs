@@ -3,6 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::{Config, Protocol};
+use crate::metrics;
 use crate::tcp;
 
 /// Descriptors that are not connections: standard streams, runtimes, signals, netlink, logs.
@@ -45,7 +46,9 @@ pub fn carried(config: &Config, limit: usize) -> usize {
             .sum::<usize>()
     };
     let (tcp, udp) = (sockets(Protocol::Tcp), sockets(Protocol::Udp));
-    let rest = limit.saturating_sub(RESERVED + 4 * workers + tcp + 3 * udp);
+    // Its socket, and its clients.
+    let metrics = config.process.metrics.map_or(0, |_| 1 + metrics::CLIENTS);
+    let rest = limit.saturating_sub(RESERVED + metrics + 4 * workers + tcp + 3 * udp);
     let carried = match tcp {
         0 => rest,
         _ => {

@@ -1,4 +1,28 @@
 //! Opens the socket that claims the client's address. Knows nothing of PROXY headers.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use realpeer::addr::{ClientAddr, TargetAddr};
+//! use realpeer::routing::Marks;
+//! use realpeer::upstream::{Asking, Kind, Options, SourcePort, UpstreamError, connect};
+//!
+//! let options = Options {
+//!     marks: Arc::new(Marks::default()),
+//!     mark: None,
+//!     source_port: SourcePort::Keep,
+//!     keepalive: None,
+//!     asking: Arc::new(Asking::new()?),
+//! };
+//! let client = ClientAddr("203.0.113.9:51234".parse()?);
+//! let target = TargetAddr("127.0.0.1:22".parse()?);
+//! match connect(client, target, Kind::Datagram { shared: false }, &options) {
+//!     Ok(connecting) => println!("{:?} sends as {client}", connecting.socket),
+//!     // CAP_NET_ADMIN or CAP_NET_RAW is needed.
+//!     Err(error) => assert!(matches!(error, UpstreamError::NotPermitted)),
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,7 +34,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::addr::{ClientAddr, TargetAddr};
-use crate::config::SourcePort;
+pub use crate::config::SourcePort;
 use crate::routing::Marks;
 use crate::sys;
 

@@ -6,9 +6,8 @@ mod support;
 use std::net::TcpStream;
 
 use realpeer::addr::{ClientAddr, TargetAddr, canonical};
-use realpeer::config::SourcePort;
 use realpeer::routing::Marks;
-use realpeer::upstream::{self, Kind, UpstreamError};
+use realpeer::upstream::{self, Kind, SourcePort, UpstreamError};
 use support::datagrams::{Scene, assert_silent, every, receive, spp};
 use support::header::{v1, v2};
 use support::stage::{CLIENT, PROXY, VISITED, VISITED6};

@@ -13,7 +13,7 @@ mod usage;
 pub use ban_relay::BanRelayFlags;
 pub use config::ConfigAction;
 pub use control::{CtlAction, CtlFlags};
-pub use flags::{Command, ProxyFlags, definitions, parse};
+pub use flags::{Command, definitions, parse};
 pub use routing::{RoutingAction, ShowAs};
 pub use topics::TOPICS;
 

@@ -5,5 +5,8 @@
 pub mod datagram;
 pub mod icmp;
 pub mod interfaces;
+pub mod passing;
+pub mod process;
+pub mod seccomp;
 pub mod socket;
 pub mod systemd;

@@ -1,13 +1,14 @@
 //! The commands of the program with their actions and flags, from the definitions that it parses by.
 
 use clap::{Arg, Args};
-use realpeer::cli::{self, TOPICS};
-use realpeer::config::{BOOLEAN, ListenerDraft, ProcessDraft};
+use realpeer::program::internals::{
+    self, BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft, TOPICS,
+};
 
 pub struct Definitions(pub Vec<clap::Command>);
 
 pub fn definitions() -> Definitions {
-    Definitions(cli::definitions())
+    Definitions(internals::definitions())
 }
 
 impl Definitions {
@@ -32,7 +33,7 @@ impl Definitions {
 
     /// The flags that are keys of the configuration file.
     pub fn keys(&self) -> Vec<Arg> {
-        [process(), listener()].concat()
+        [process(), listener(), crowdsec()].concat()
     }
 
     /// Every spelling of every flag.
@@ -101,6 +102,11 @@ pub fn process() -> Vec<Arg> {
 
 pub fn listener() -> Vec<Arg> {
     let command = ListenerDraft::augment_args(clap::Command::new("listener"));
+    command.get_arguments().cloned().collect()
+}
+
+pub fn crowdsec() -> Vec<Arg> {
+    let command = CrowdsecDraft::augment_args(clap::Command::new("crowdsec"));
     command.get_arguments().cloned().collect()
 }
 

@@ -12,7 +12,7 @@ mod shells;
 use std::fs;
 
 use definitions::definitions;
-use realpeer::cli::{self, Command, TOPICS};
+use realpeer::program::internals::{self, Command, TOPICS};
 use support::{Host, Program, repository};
 
 const PAGES: [&str; 4] = [
@@ -73,10 +73,11 @@ fn every_list_of_flags_and_keys_is_in_a_page() {
         }
     }
     for flag in definitions().keys() {
-        let key = realpeer::config::key(flag.get_long().expect("a flag has a name"));
+        let key = internals::key(flag.get_long().expect("a flag has a name"));
         let all = [
             mdoc::list("keys of the process"),
             mdoc::list("keys of a listener"),
+            mdoc::list("keys of crowdsec"),
         ]
         .concat();
         assert!(all.contains(&format!(".It Li {key}\n")), "{key}");
@@ -132,7 +133,7 @@ fn the_examples_of_the_pages_are_command_lines() {
 #[track_caller]
 fn parses(line: &str) {
     let words = shells::words(line);
-    let command = cli::parse(&words).unwrap_or_else(|e| panic!("{line}: {e}"));
+    let command = internals::parse(&words).unwrap_or_else(|e| panic!("{line}: {e}"));
     assert!(!matches!(command, Command::Print(_)), "{line}");
 }
 

@@ -3,15 +3,17 @@
 use std::fmt::Write;
 
 use clap::Arg;
-use realpeer::config::{Kind, Protocol, fits, key, kind};
+use realpeer::program::internals::{Kind, Protocol, fits, key, kind};
 
-use crate::definitions::{choices, default, definitions, listener, process, spellings, value};
+use crate::definitions::{
+    choices, crowdsec, default, definitions, listener, process, spellings, value,
+};
 
 /// Comments in a page around a list.
 pub const BEGIN: &str = ".\\\" Generated (tests/manual): ";
 const END: &str = ".\\\" End of what is generated.\n";
 
-pub const LISTS: [&str; 7] = [
+pub const LISTS: [&str; 8] = [
     "flags of realpeer",
     "flags of realpeer routing",
     "flags of realpeer doctor",
@@ -19,6 +21,7 @@ pub const LISTS: [&str; 7] = [
     "flags of realpeer ban-relay",
     "keys of the process",
     "keys of a listener",
+    "keys of crowdsec",
 ];
 
 /// The page with its lists as they should be.
@@ -39,6 +42,7 @@ pub fn list(name: &str) -> String {
     let items: Vec<String> = match name {
         "keys of the process" => process().iter().map(key_item).collect(),
         "keys of a listener" => listener().iter().map(key_item).collect(),
+        "keys of crowdsec" => crowdsec().iter().map(key_item).collect(),
         _ => {
             let command = name.strip_prefix("flags of ").expect("a list of flags");
             definitions()

@@ -5,13 +5,17 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod crowdsec;
 pub mod ctl;
 pub mod datagrams;
 pub mod diagnosis;
 pub mod fail2ban;
 pub mod header;
 pub mod host;
+pub mod http;
 pub mod journal;
+pub mod journald;
+pub mod lineage;
 pub mod program;
 pub mod running;
 pub mod servers;
@@ -19,6 +23,7 @@ pub mod site;
 pub mod ssh_story;
 pub mod stage;
 pub mod streams;
+pub mod tmux;
 pub mod vitals;
 
 pub use backend::Backend;
@@ -26,10 +31,12 @@ pub use ctl::Ctl;
 pub use diagnosis::Diagnosis;
 pub use host::Host;
 pub use journal::Journal;
+pub use lineage::Lineage;
 pub use program::Program;
 pub use running::Running;
 pub use site::Site;
 pub use stage::{Session, Stage};
+pub use tmux::Terminal;
 
 use std::fs;
 use std::net::SocketAddr;
