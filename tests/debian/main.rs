@@ -1,6 +1,9 @@
 //! The Debian package: what is in it, and its life on a small Debian beside Debian's go-mmproxy.
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod story;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -64,6 +67,7 @@ fn the_package_has_every_part_and_the_version_of_the_crate() {
     for file in [
         "usr/lib/systemd/system/realpeer.service",
         "usr/lib/systemd/system/realpeer@.service",
+        "usr/lib/systemd/system/realpeer@.socket",
         "usr/lib/systemd/system/realpeer-ban-relay.service",
         "usr/lib/sysusers.d/realpeer.conf",
         "usr/lib/tmpfiles.d/realpeer.conf",
@@ -80,13 +84,10 @@ fn the_package_has_every_part_and_the_version_of_the_crate() {
         "usr/share/zsh/vendor-completions/_realpeer",
         "usr/share/fish/vendor_completions.d/realpeer.fish",
         "usr/share/doc/realpeer/examples/nftables/realpeer-bans.nft",
+        "usr/share/doc/realpeer/examples/prometheus/alerts.yml",
+        "usr/share/doc/realpeer/examples/grafana/realpeer.json",
     ] {
         assert!(Path::new(&root).join(file).is_file(), "no {file}");
-    }
-    for kind in ["prometheus", "grafana"] {
-        let is_there = repository(&format!("packaging/{kind}")).exists();
-        let file = Path::new(&root).join(format!("usr/share/doc/realpeer/examples/{kind}"));
-        assert_eq!(file.exists(), is_there, "{kind}");
     }
     let program = format!("{root}/usr/bin/realpeer");
     let sections = run(Command::new("readelf").args(["-SW", &program]));
@@ -177,19 +178,15 @@ fn the_profile_of_apparmor_is_understood() {
 struct Debian(TempDir);
 
 impl Debian {
-    fn new() -> Debian {
+    /// Its smallest system, with these packages.
+    fn new(packages: &str) -> Debian {
         let directory = TempDir::new();
         let root = text(&directory.path("root"));
-        let include = "--include=systemd-standalone-sysusers,iproute2";
-        let words = [
-            "--quiet",
-            "--mode=root",
-            "--variant=minbase",
-            include,
-            "bookworm",
-            &root,
-        ];
-        run(Command::new("mmdebstrap").args(words));
+        let include = format!("--include={packages}");
+        let words = ["--quiet", "--mode=root", "--variant=minbase", &include];
+        run(Command::new("mmdebstrap")
+            .args(words)
+            .args(["bookworm", &root]));
         Debian(directory)
     }
 
@@ -249,7 +246,7 @@ fn it_lives_beside_gommproxy_and_leaves_nothing_behind() {
     }
     const OURS: &str = "/usr/bin/realpeer";
     const THEIRS: &str = "/usr/bin/go-mmproxy.debian";
-    let debian = Debian::new();
+    let debian = Debian::new("systemd-standalone-sysusers,iproute2");
     let package = TempDir::new();
     fs::copy(build(&package), debian.path("tmp/realpeer.deb")).expect("copy the package");
     debian.run("cd /tmp && apt-get -q update && apt-get -q download go-mmproxy && mv go-mmproxy_*.deb go-mmproxy.deb");
