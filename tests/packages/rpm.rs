@@ -154,7 +154,7 @@ fn a_removal_stops_and_an_upgrade_does_not() {
     assert_eq!(commands_of("preuninstall", "1", true), [""; 0]);
     let removal = [
         "systemctl disable --now realpeer.service realpeer-ban-relay.service",
-        "systemctl stop realpeer@*.service",
+        "systemctl stop realpeer@*.socket realpeer@*.service",
         "realpeer routing down",
     ];
     assert_eq!(commands_of("preuninstall", "0", true), removal);
