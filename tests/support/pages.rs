@@ -35,11 +35,14 @@ pub fn is_shell(name: &str, text: &str) {
     assert!(output.status.success() && said.is_empty(), "{name}: {said}");
 }
 
-/// These words after `realpeer` ask for something, not only for help.
+/// These words after `realpeer`, as bash splits them, ask for something, not only for help.
 #[track_caller]
 pub fn is_command_line(page: &str, line: &str) {
-    let line = line.split(['|', '#']).next().expect("split gives one");
-    let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    let line = line.split(['|', '#', '>']).next().expect("split gives one");
+    let split = format!("printf '%s\\n' {line}");
+    let output = Command::new("bash").args(["-fc", &split]).output();
+    let words = String::from_utf8(output.expect("bash is there").stdout).expect("UTF-8");
+    let words: Vec<String> = words.lines().map(str::to_owned).collect();
     let asked = internals::parse(&words).unwrap_or_else(|e| panic!("{page}: {line}: {e}"));
     assert!(!matches!(asked, Asked::Print(_)), "{page}: {line}");
 }
