@@ -31,6 +31,7 @@ pub use choice::{
 };
 pub use draft::{BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load};
+pub use keys::{Kind, fits, key, kind};
 pub use text::{from_flags, good, in_force};
 pub use value::{HostPort, Rate};
 pub(crate) use value::{boolean, duration, host_port, http_url, integer_in, name, timeout};
