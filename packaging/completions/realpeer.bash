@@ -10,9 +10,9 @@ _realpeer() {
     -udp-header) words='every first spp' ;;
     -routing-mode) words='auto loopback mark socket udp-port' ;;
     -routing) words='auto off' ;;
-    -log-format) words='json text' ;;
+    -log-format) words='json text journal' ;;
     -as) words='table commands' ;;
-    -allowed-subnets | -a | -allowed-networks | -denied-clients | -allowed-clients | -control | -config | -token-file)
+    -allowed-subnets | -a | -allowed-networks | -denied-clients | -allowed-clients | -control | -crowdsec-key-file | -config | -token-file)
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;
@@ -20,7 +20,7 @@ _realpeer() {
         mapfile -t COMPREPLY < <(compgen -d -- "$current")
         return
         ;;
-    -l | -listen-addr | -4 | -ipv4 | -6 | -ipv6 | -mark | -m | -allow-claims | -listeners | -max-connections | -max-connections-per-client | -connection-rate-per-client | -header-timeout | -connect-timeout | -idle-timeout | -keepalive | -close-after | -c | -max-flows | -workers | -drain-timeout | -name | -control-group | -v | -from | -for | -reason | -listener | -exec | -rate | -ban-time)
+    -l | -listen-addr | -4 | -ipv4 | -6 | -ipv6 | -mark | -m | -allow-claims | -listeners | -max-connections | -max-connections-per-client | -connection-rate-per-client | -header-timeout | -connect-timeout | -idle-timeout | -keepalive | -close-after | -c | -max-flows | -workers | -drain-timeout | -upgrade-drain | -name | -control-group | -v | -metrics | -user | -sandbox | -crowdsec-url | -from | -for | -reason | -listener | -origin | -exec | -rate | -ban-time)
         return
         ;;
     esac
@@ -28,15 +28,15 @@ _realpeer() {
     if [ -z "$words" ]; then
         case ${COMP_WORDS[1]} in
         routing)
-            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -routing -name -control -control-group -state-dir -v -log-format -config -version -as'
+            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version -as'
             ((COMP_CWORD == 2)) && words+=' up down show'
             ;;
         doctor)
-            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -routing -name -control -control-group -state-dir -v -log-format -config -version -json -from -probe-remote'
+            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version -json -from -probe-remote'
             ;;
         ctl)
-            words='-control -name -json -for -reason -listener -force'
-            ((COMP_CWORD == 2)) && words+=' status connections kill ban unban bans drain resume reload log'
+            words='-control -name -json -for -reason -listener -origin -force'
+            ((COMP_CWORD == 2)) && words+=' status connections kill ban unban bans drain resume reload upgrade log watch top'
             ;;
         config)
             words='-control -name'
@@ -55,7 +55,7 @@ _realpeer() {
             words=''
             ((COMP_CWORD == 2)) && words+=' routing headers containers migrate bans doctor ctl config ban-relay demo version'
             ;;
-        *) words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -routing -name -control -control-group -state-dir -v -log-format -config -version' ;;
+        *) words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version' ;;
         esac
         ((COMP_CWORD == 1)) && words+=' routing doctor ctl config ban-relay demo version help'
     fi

@@ -114,7 +114,7 @@ pub struct ProcessDraft {
 pub struct CrowdsecDraft {
     /// URL of the CrowdSec engine's local API
     ///
-    /// Such as http://127.0.0.1:8080.
+    /// That of an engine on this host is http://127.0.0.1:8080.
     #[arg(long = "url", value_name = "URL", value_parser = value::http_url)]
     pub url: Option<String>,
 

@@ -2,10 +2,11 @@
 //! removed and purged by a script that an administrator could type (story.sh).
 
 use std::fs;
+use std::process::Command;
 
 use nix::unistd::getuid;
 
-use crate::support::{Host, Running, TempDir, repository};
+use crate::support::{Host, TempDir, repository};
 use crate::{Debian, build, run, text};
 
 /// Runs the script, writes down which files it left, and ends the machine.
@@ -27,19 +28,13 @@ systemctl poweroff --force
 fn newer(package: &str, directory: &TempDir) {
     let parts = text(&directory.path("parts"));
     let newer = text(&directory.path("newer.deb"));
-    run(std::process::Command::new("dpkg-deb").args(["-R", package, &parts]));
+    run(Command::new("dpkg-deb").args(["-R", package, &parts]));
     let control = format!("{parts}/DEBIAN/control");
     let old = fs::read_to_string(&control).expect("it is there");
     let new = old.replacen("\nVersion: ", "\nVersion: 1:", 1);
     assert_ne!(old, new);
     fs::write(control, new).expect("write it");
-    run(std::process::Command::new("dpkg-deb").args([
-        "--root-owner-group",
-        "-Znone",
-        "--build",
-        &parts,
-        &newer,
-    ]));
+    run(Command::new("dpkg-deb").args(["--root-owner-group", "-Znone", "--build", &parts, &newer]));
     fs::remove_dir_all(parts).expect("remove it");
 }
 
@@ -60,7 +55,9 @@ fn played() -> String {
     let machine = format!("--machine=realpeer-debian-{}", std::process::id());
     let root = format!("--directory={}", debian.path(""));
     let bind = format!("--bind={}:/story", files.path("").display());
-    let mut words = vec!["systemd-nspawn", &machine, &root, &bind];
+    // Longer than it takes on a machine that is busy.
+    let mut words = vec!["timeout", "--kill-after=10", "240", "systemd-nspawn"];
+    words.extend([machine.as_str(), &root, &bind]);
     words.extend(
         "--quiet --private-network --register=no --keep-unit --link-journal=no --capability=all \
          --console=pipe --boot"
@@ -71,11 +68,8 @@ fn played() -> String {
         "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
     );
     words.extend(["systemd.unit=basic.target", "systemd.wants=story.service"]);
-    let mut container: Running = host.spawn(&words);
-    container.wait_for_exit();
-    fs::read_to_string(files.path("result")).unwrap_or_else(|error| {
-        panic!("{error}: {:?} {:?}", container.stdout(), container.stderr())
-    })
+    let said = host.run(&words);
+    fs::read_to_string(files.path("result")).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
 #[test]

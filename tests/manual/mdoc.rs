@@ -77,7 +77,7 @@ fn key_item(flag: &Arg) -> String {
     let name = flag.get_long().expect("a flag has a name");
     let mut out = format!(".It Li {}\n", key(name));
     let choices = choices(flag);
-    let allowed = match choices.is_empty() {
+    let allowed = match choices.is_empty() || kind(flag) == Kind::Words {
         true => kind(flag).words().to_owned(),
         false => choices
             .iter()
