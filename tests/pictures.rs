@@ -9,7 +9,7 @@ mod support;
 
 use std::fs;
 
-use row::{Row, cell};
+use row::Row;
 use roxmltree::{Document, Node};
 use support::chromium::chromium;
 use support::{Host, TempDir, repository};
@@ -128,7 +128,6 @@ fn the_shipped_chart_is_true_to_its_figures() {
                 (drawn - value).abs() <= largest / 100.0,
                 "{heading}: {value} {drawn}"
             );
-            assert_eq!(cell(value), cell(value), "{heading}");
         }
     }
 }
