@@ -13,7 +13,7 @@ use crate::doctor::Options;
 pub fn definition() -> clap::Command {
     ProxyFlags::command()
         .name("realpeer doctor")
-        .about("Looks at this machine as it is, probes the way of the replies, and names what is wrong and what mends it.")
+        .about("Examines this host, probes the way of the replies, and says what is wrong and what fixes it.")
         .before_help(None::<&str>)
         .arg(boolean("json", "Answer in JSON"))
         .arg(
