@@ -7,6 +7,7 @@ mod doctor;
 mod flags;
 mod go;
 mod routing;
+mod setup;
 mod usage;
 
 pub use ban_relay::BanRelayFlags;
@@ -14,6 +15,7 @@ pub use config::ConfigAction;
 pub use control::{CtlAction, CtlFlags};
 pub use flags::{Command, parse};
 pub use routing::{RoutingAction, ShowAs};
+pub use setup::SetupFlags;
 
 /// Why a command line was not understood: a line of usage, then the error, where it is seen. The
 /// exit code is 2.
