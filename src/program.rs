@@ -14,7 +14,7 @@ use tokio::runtime::Builder;
 
 use crate::cli::{self, Command, ConfigAction};
 use crate::starter::Starter;
-use crate::{ban_relay, config, control, daemon, demo, doctor, log, output, routing, sys};
+use crate::{ban_relay, config, control, daemon, demo, doctor, log, output, routing, setup, sys};
 
 /// What tests and benches of this repository look at from inside. It may change at any time.
 #[doc(hidden)]
@@ -77,6 +77,7 @@ fn run(command: Command) -> Result<bool> {
         Command::BanRelay(flags) => wait(ban_relay::run(flags))?,
         Command::Ctl(flags) => control::run(&flags)?,
         Command::Demo => demo::run()?,
+        Command::Setup(flags) => return setup::command(flags),
         Command::Print(text) => output::print(text).context("cannot print")?,
     }
     Ok(true)

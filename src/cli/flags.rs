@@ -11,6 +11,7 @@ use super::ban_relay::{self, BanRelayFlags};
 use super::config::{self, ConfigAction};
 use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
+use super::setup::{self, SetupFlags};
 use super::topics::{self, TOPICS};
 use super::{UsageError, doctor, go, usage};
 use crate::config::{
@@ -35,6 +36,8 @@ pub enum Command {
     Config(ConfigAction),
     /// `realpeer demo`.
     Demo,
+    /// `realpeer setup`.
+    Setup(SetupFlags),
     /// Print this and exit 0: help or the version.
     Print(String),
 }
@@ -49,6 +52,7 @@ pub enum Command {
     about = "realpeer accepts PROXY-protocol connections from a load balancer and passes them on\n\
              from the client's own address and port, so that the backend sees the real client.",
     before_help = "  realpeer demo                         show it working, without root and without changing anything\n  \
+                   realpeer setup [FLAGS]                set it up for a server on this host: asks, shows, writes, starts\n  \
                    realpeer routing up|down|show [FLAGS] manage the policy routing that brings replies back\n  \
                    realpeer ctl ACTION                   query a running proxy, end connections, ban clients\n  \
                    realpeer config ACTION                check a configuration file, or show what is in force\n  \
@@ -94,7 +98,8 @@ const DEMO: (&str, &str) = (
 const VERSION: (&str, &str) = ("realpeer version", "Prints the version.");
 
 /// The words that may stand first.
-const COMMANDS: [&str; 8] = [
+const COMMANDS: [&str; 9] = [
+    "setup",
     "config",
     "routing",
     "doctor",
@@ -115,6 +120,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
         Some("routing") => routing::parse(&words[1..]),
         Some("ban-relay") => ban_relay::parse(&words[1..]),
         Some("ctl") => control::parse(&words[1..]),
+        Some("setup") => setup::parse(&words[1..]),
         Some("config") => config::parse(&words[1..]),
         _ => proxy(words),
     }

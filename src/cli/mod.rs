@@ -7,6 +7,7 @@ mod doctor;
 mod flags;
 mod go;
 mod routing;
+mod setup;
 mod topics;
 mod usage;
 
@@ -15,6 +16,7 @@ pub use config::ConfigAction;
 pub use control::{CtlAction, CtlFlags};
 pub use flags::{Command, definitions, parse};
 pub use routing::{RoutingAction, ShowAs};
+pub use setup::SetupFlags;
 pub use topics::TOPICS;
 
 /// Why a command line was not understood: a line of usage, then the error, where it is seen. The
