@@ -14,9 +14,7 @@ use tokio::runtime::Builder;
 
 use crate::cli::{self, Command, ConfigAction};
 use crate::starter::Starter;
-use crate::{
-    ban_relay, config, control, daemon, demo, doctor, log, output, routing, sandbox, sys,
-};
+use crate::{ban_relay, config, control, daemon, demo, doctor, log, output, routing, sandbox, sys};
 
 /// What tests and benches of this repository look at from inside. It may change at any time.
 #[doc(hidden)]

@@ -5,10 +5,12 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod confined;
 pub mod crowdsec;
 pub mod ctl;
 pub mod datagrams;
 pub mod diagnosis;
+pub mod engine;
 pub mod fail2ban;
 pub mod header;
 pub mod host;
@@ -27,8 +29,10 @@ pub mod tmux;
 pub mod vitals;
 
 pub use backend::Backend;
+pub use confined::Confined;
 pub use ctl::Ctl;
 pub use diagnosis::Diagnosis;
+pub use engine::Engine;
 pub use host::Host;
 pub use journal::Journal;
 pub use lineage::Lineage;

@@ -1,0 +1,360 @@
+//! The image of packaging/docker/Dockerfile, built and started by a real engine, by itself and as
+//! examples/compose has it. What this machine cannot have without a registry, the images to build from,
+//! is made of its own programs; `cargo` in it hands out the binary under test.
+
+mod support;
+
+use std::io::Read;
+
+use serde_json::Value;
+use support::engine::Kind;
+use support::header::v1;
+use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
+use support::streams::{receive, send};
+use support::{Engine, Host, Program, TempDir, addr, repository, wait_until};
+
+/// What the image is built from, and what it works with.
+const PROGRAMS: [&str; 11] = [
+    "/bin/sh",
+    "/bin/mkdir",
+    "/bin/cp",
+    "/bin/rm",
+    "/bin/echo",
+    "/bin/sleep",
+    "/sbin/setcap",
+    "/usr/bin/ssh-keygen",
+    "/usr/sbin/sshd",
+    "/usr/sbin/nginx",
+    STREAM,
+];
+
+const STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// A root directory for all of them. `cargo` has built the program already, and the packages are
+/// installed; the libraries of a debug build, which is not static, get into the image, too.
+const ROOT: &str = r#"
+program=$1; shift
+mkdir -p usr/bin usr/sbin usr/lib tmp run/sshd etc/ssh etc/ssl/certs var/log/nginx var/lib/nginx image
+ln -s usr/bin bin
+libraries() { for file in $(ldd "$1" | grep -o '/[^ ]*'); do mkdir -p "$2${file%/*}"; cp -L "$file" "$2$file"; done; }
+for file; do mkdir -p ".${file%/*}"; cp -L "$file" ".$file"; libraries "$file" .; done
+# Without what only debuggers read: each step of a build copies all.
+strip -o realpeer "$program"
+libraries "$program" image
+echo UsePAM no >etc/ssh/sshd_config
+echo certificates >etc/ssl/certs/ca-certificates.crt
+printf 'root:x:0:0::/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\nnobody:x:65534:65534::/:/bin/false\n' >etc/passwd
+printf 'root:x:0:\nnogroup:x:65534:\n' >etc/group
+for script in apk apt-get; do printf '#!/bin/sh\necho %s "$@"\n' $script >bin/$script; done
+printf '#!/bin/sh\nmkdir -p target/release && cp /realpeer target/release/\n' >bin/cargo
+chmod +x bin/apk bin/apt-get bin/cargo
+"#;
+
+struct Scene<'a> {
+    client: &'a Host,
+    server: &'a Host,
+    engine: Engine<'a>,
+}
+
+/// An engine with the image.
+fn on_stage(story: impl FnOnce(&Scene<'_>)) {
+    let (client, server) = support::stage::wire();
+    let Some(engine) = Engine::start(Kind::Docker, &server) else {
+        return;
+    };
+    let scene = Scene {
+        client: &client,
+        server: &server,
+        engine,
+    };
+    scene.import(&["rust:1-alpine", "debian:12-slim", "nginx:1-alpine"]);
+    scene.build("realpeer", "packaging/docker/Dockerfile", "");
+    story(&scene);
+}
+
+impl Scene<'_> {
+    /// An image of this machine's programs, under these names.
+    fn import(&self, names: &[&str]) {
+        let directory = TempDir::new();
+        let [root, tar] =
+            ["root", "image.tar"].map(|name| directory.path(name).display().to_string());
+        let script = format!("mkdir {root}; cd {root}; {ROOT} tar -cf {tar} .");
+        let program = Program::Realpeer.path();
+        self.server
+            .run(&[&["sh", "-ec", &script, "sh", &program], &PROGRAMS[..]].concat());
+        // Debian's nginx has as a module what the image's has in it.
+        let nginx =
+            format!("CMD [\"/usr/sbin/nginx\", \"-g\", \"load_module {STREAM}; daemon off;\"]");
+        let path = "ENV PATH=/usr/bin:/usr/sbin:/sbin";
+        self.engine
+            .ok(&["import", "-c", path, "-c", &nginx, &tar, names[0]]);
+        for name in &names[1..] {
+            self.engine.ok(&["tag", names[0], name]);
+        }
+    }
+
+    /// Builds an image by the repository's own Dockerfile, with BuildKit.
+    #[track_caller]
+    fn build(&self, name: &str, dockerfile: &str, context: &str) {
+        // Another docker in the path may lack BuildKit.
+        let mut docker = self.server.command("/usr/bin/docker");
+        let socket = format!("unix://{}", self.engine.socket());
+        docker.env("DOCKER_BUILDKIT", "1");
+        docker.args(["-H", &socket, "build", "-t", name, "-f"]);
+        docker.arg(repository(dockerfile)).arg(repository(context));
+        let output = docker.output().expect("it is installed");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+
+    /// Starts the image in the network of `app`, without any capability but these.
+    fn run(&self, capabilities: &[&str], flags: &[&str]) {
+        self.engine
+            .command(&["rm", "-f", "realpeer"])
+            .output()
+            .expect("it is installed");
+        let added = capabilities.iter().flat_map(|name| ["--cap-add", *name]);
+        let run = [
+            "run",
+            "-d",
+            "--name",
+            "realpeer",
+            "--network",
+            "container:app",
+            "--cap-drop",
+            "ALL",
+        ];
+        let added: Vec<&str> = added.collect();
+        let words = [
+            "realpeer",
+            "-l",
+            "0.0.0.0:2222",
+            "-4",
+            "127.0.0.1:22",
+            "-6",
+            "[::1]:22",
+            "-v",
+            "1",
+        ];
+        self.engine.ok(&[&run[..], &added, flags, &words].concat());
+        wait_until("the image's program listens", || {
+            self.logs("realpeer").contains("\"listening\"")
+        });
+    }
+
+    fn logs(&self, name: &str) -> String {
+        let output = self
+            .engine
+            .command(&["logs", name])
+            .output()
+            .expect("it is installed");
+        let both = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&both).into_owned()
+    }
+
+    fn inspect(&self, name: &str, form: &str) -> String {
+        self.engine.ok(&["inspect", "-f", form, name])
+    }
+
+    /// Both families reach the OpenSSH of `app`, which logs the client.
+    #[track_caller]
+    fn assert_serves(&self, port: u16) {
+        let at = self.inspect("app", "{{.NetworkSettings.IPAddress}}");
+        for (client, visited) in [(CLIENT, VISITED), (CLIENT6, VISITED6)] {
+            let mut client = addr(client);
+            client.set_port(port);
+            let near = self.server.dial(&format!("{at}:2222"));
+            send(&near, v1(&client.to_string(), visited));
+            assert_eq!(receive(&near, 8), b"SSH-2.0-", "{}", self.logs("realpeer"));
+            self.engine.wait_for_client("app", &client.to_string());
+        }
+    }
+
+    /// What the running program says of its sandbox.
+    fn sandbox(&self) -> Value {
+        let words = [
+            "exec",
+            "realpeer",
+            "/usr/bin/realpeer",
+            "ctl",
+            "-json",
+            "status",
+        ];
+        let answer: Value = serde_json::from_str(&self.engine.ok(&words)).expect("JSON");
+        answer["status"]["sandbox"].clone()
+    }
+}
+
+#[test]
+fn the_image_serves_beside_an_application_with_no_more_than_it_needs() {
+    on_stage(|scene| {
+        let engine = &scene.engine;
+        engine.run_sshd("app", &[]);
+        assert_eq!(scene.inspect("realpeer", "{{.Config.User}}"), "65532:65532");
+
+        scene.run(
+            &["NET_ADMIN", "NET_RAW"],
+            &["--read-only", "--health-interval", "1s"],
+        );
+        scene.assert_serves(40001);
+        // Read-only without a place for the control socket, which its health is asked by.
+        let words = ["exec", "realpeer", "/usr/bin/realpeer", "ctl", "status"];
+        assert!(
+            !engine
+                .command(&words)
+                .output()
+                .expect("it is installed")
+                .status
+                .success()
+        );
+
+        let run = [
+            "--read-only",
+            "--tmpfs",
+            "/run/realpeer:uid=65532",
+            "--health-interval",
+            "1s",
+        ];
+        scene.run(&["NET_ADMIN", "NET_RAW"], &run);
+        scene.assert_serves(40002);
+        wait_until("it is healthy", || {
+            scene.inspect("realpeer", "{{.State.Health.Status}}") == "healthy"
+        });
+        let sandbox = scene.sandbox();
+        assert_eq!(sandbox["user"], "realpeer");
+        assert_eq!(
+            sandbox["kept"],
+            serde_json::json!(["CAP_NET_ADMIN", "CAP_NET_RAW"])
+        );
+
+        // It is process 1: no other process can take over, and SIGTERM ends it.
+        let upgrade = engine
+            .command(&["exec", "realpeer", "/usr/bin/realpeer", "ctl", "upgrade"])
+            .output();
+        let upgrade = upgrade.expect("it is installed");
+        let said = String::from_utf8_lossy(&upgrade.stderr);
+        assert!(
+            !upgrade.status.success() && said.contains("restart its container"),
+            "{said}"
+        );
+        engine.ok(&["stop", "-t", "20", "realpeer"]);
+        assert_eq!(
+            scene.inspect("realpeer", "{{.State.ExitCode}}"),
+            "0",
+            "{}",
+            scene.logs("realpeer")
+        );
+
+        // A container that ends, and one that cannot change anything.
+        let up = [
+            "run",
+            "--rm",
+            "--network",
+            "container:app",
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "NET_ADMIN",
+            "--read-only",
+        ];
+        let targets = [
+            "realpeer",
+            "routing",
+            "up",
+            "-4",
+            "127.0.0.1:22",
+            "-6",
+            "[::1]:22",
+        ];
+        engine.ok(&[&up[..], &targets].concat());
+        scene.run(&["NET_RAW"], &[]);
+        scene.assert_serves(40003);
+        assert_eq!(scene.sandbox()["kept"], serde_json::json!(["CAP_NET_RAW"]));
+    });
+}
+
+/// An engine's profile of system calls may lack those of the sandbox; and who forbids new privileges
+/// forbids those of a file, but not those of root.
+#[test]
+fn the_image_serves_where_the_engine_forbids_more() {
+    on_stage(|scene| {
+        scene.engine.run_sshd("app", &[]);
+        let directory = TempDir::new();
+        let profile = serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{
+                "names": ["seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"],
+                "action": "SCMP_ACT_ERRNO",
+            }],
+        });
+        let profile = directory.file("profile.json", &profile.to_string());
+        let profile = format!("seccomp={profile}");
+        scene.run(&["NET_ADMIN", "NET_RAW"], &["--security-opt", &profile]);
+        scene.assert_serves(40001);
+        let sandbox = scene.sandbox();
+        assert_eq!(sandbox["seccomp"], "unavailable");
+        assert_eq!(sandbox["landlock"], "unavailable");
+        let lines = scene.logs("realpeer");
+        for part in ["seccomp", "landlock"] {
+            let part = format!("\"part\":\"{part}\"");
+            let warned =
+                |line: &str| line.contains("lacks a part of the sandbox") && line.contains(&part);
+            assert!(lines.lines().any(warned), "{lines}");
+        }
+
+        let forbidden = ["--security-opt", "no-new-privileges"];
+        scene.run(&["NET_ADMIN", "NET_RAW"], &forbidden);
+        let lines = scene.logs("realpeer");
+        assert!(lines.contains("no-new-privileges"), "{lines}");
+        scene.run(
+            &["NET_ADMIN", "NET_RAW"],
+            &[&forbidden[..], &["--user", "0"]].concat(),
+        );
+        scene.assert_serves(40002);
+    });
+}
+
+/// examples/compose as it is. The client is another host.
+#[test]
+fn the_compose_example_serves_through_a_restart_of_the_application() {
+    on_stage(|scene| {
+        scene.build(
+            "sshd",
+            "examples/compose/sshd/Dockerfile",
+            "examples/compose/sshd",
+        );
+        let compose = |words: &[&str]| {
+            let mut compose = scene.server.command("docker-compose");
+            compose.env("DOCKER_HOST", format!("unix://{}", scene.engine.socket()));
+            let file = repository("examples/compose/compose.yaml");
+            compose.arg("-f").arg(file).args(["-p", "ssh"]).args(words);
+            let output = compose.output().expect("it is installed");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        compose(&["config", "-q"]);
+        compose(&["up", "-d", "--no-build"]);
+        let sshd = compose(&["ps", "-q", "sshd"]);
+        let begin = || {
+            let mut near = None;
+            wait_until("OpenSSH answers through the ingress", || {
+                near = scene.client.try_dial(None, "192.0.2.10:22000").ok();
+                let mut banner = [0; 8];
+                let read = near.as_mut().map(|near| near.read_exact(&mut banner));
+                matches!(read, Some(Ok(()))) && &banner == b"SSH-2.0-"
+            });
+            near.expect("a connection")
+                .local_addr()
+                .expect("an address")
+                .to_string()
+        };
+        scene.engine.wait_for_client(&sshd, &begin());
+        scene.engine.ok(&["restart", "-t", "1", &sshd]);
+        scene.engine.wait_for_client(&sshd, &begin());
+        let realpeer = compose(&["ps", "-q", "realpeer"]);
+        wait_until("it is healthy", || {
+            scene.inspect(&realpeer, "{{.State.Health.Status}}") == "healthy"
+        });
+    });
+}
