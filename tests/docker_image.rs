@@ -6,7 +6,7 @@ mod support;
 
 use std::io::Read;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::engine::Kind;
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
@@ -49,6 +49,13 @@ for script in apk apt-get; do printf '#!/bin/sh\necho %s "$@"\n' $script >bin/$s
 printf '#!/bin/sh\nmkdir -p target/release && cp /realpeer target/release/\n' >bin/cargo
 chmod +x bin/apk bin/apt-get bin/cargo
 "#;
+
+const BOTH: &str = "--cap-add NET_ADMIN --cap-add NET_RAW";
+const LOOPBACK: &str = "-4 127.0.0.1:22 -6 [::1]:22";
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
 
 struct Scene<'a> {
     client: &'a Host,
@@ -107,36 +114,14 @@ impl Scene<'_> {
         assert!(output.status.success(), "{said}");
     }
 
-    /// Starts the image in the network of `app`, without any capability but these.
-    fn run(&self, capabilities: &[&str], flags: &[&str]) {
-        self.engine
-            .command(&["rm", "-f", "realpeer"])
-            .output()
-            .expect("it is installed");
-        let added = capabilities.iter().flat_map(|name| ["--cap-add", *name]);
-        let run = [
-            "run",
-            "-d",
-            "--name",
-            "realpeer",
-            "--network",
-            "container:app",
-            "--cap-drop",
-            "ALL",
-        ];
-        let added: Vec<&str> = added.collect();
-        let words = [
-            "realpeer",
-            "-l",
-            "0.0.0.0:2222",
-            "-4",
-            "127.0.0.1:22",
-            "-6",
-            "[::1]:22",
-            "-v",
-            "1",
-        ];
-        self.engine.ok(&[&run[..], &added, flags, &words].concat());
+    /// Starts the image in the network of `app`, without any capability but those of `flags`.
+    fn run(&self, flags: &str, targets: &str) {
+        let remove = self.engine.command(&["rm", "-f", "realpeer"]).output();
+        remove.expect("it is installed");
+        let line = format!(
+            "run -d --name realpeer --network container:app --cap-drop ALL {flags} realpeer -l 0.0.0.0:2222 -v 1 {targets}"
+        );
+        self.engine.ok(&words(&line));
         wait_until("the image's program listens", || {
             self.logs("realpeer").contains("\"listening\"")
         });
@@ -156,31 +141,31 @@ impl Scene<'_> {
         self.engine.ok(&["inspect", "-f", form, name])
     }
 
+    fn address(&self) -> String {
+        self.inspect("app", "{{.NetworkSettings.IPAddress}}")
+    }
+
     /// Both families reach the OpenSSH of `app`, which logs the client.
     #[track_caller]
     fn assert_serves(&self, port: u16) {
-        let at = self.inspect("app", "{{.NetworkSettings.IPAddress}}");
-        for (client, visited) in [(CLIENT, VISITED), (CLIENT6, VISITED6)] {
-            let mut client = addr(client);
-            client.set_port(port);
-            let near = self.server.dial(&format!("{at}:2222"));
-            send(&near, v1(&client.to_string(), visited));
-            assert_eq!(receive(&near, 8), b"SSH-2.0-", "{}", self.logs("realpeer"));
-            self.engine.wait_for_client("app", &client.to_string());
-        }
+        self.assert_serves_from(CLIENT, VISITED, port);
+        self.assert_serves_from(CLIENT6, VISITED6, port);
+    }
+
+    #[track_caller]
+    fn assert_serves_from(&self, client: &str, visited: &str, port: u16) {
+        let mut client = addr(client);
+        client.set_port(port);
+        let near = self.server.dial(&format!("{}:2222", self.address()));
+        send(&near, v1(&client.to_string(), visited));
+        assert_eq!(receive(&near, 8), b"SSH-2.0-", "{}", self.logs("realpeer"));
+        self.engine.wait_for_client("app", &client.to_string());
     }
 
     /// What the running program says of its sandbox.
     fn sandbox(&self) -> Value {
-        let words = [
-            "exec",
-            "realpeer",
-            "/usr/bin/realpeer",
-            "ctl",
-            "-json",
-            "status",
-        ];
-        let answer: Value = serde_json::from_str(&self.engine.ok(&words)).expect("JSON");
+        let status = "exec realpeer /usr/bin/realpeer ctl -json status";
+        let answer: Value = serde_json::from_str(&self.engine.ok(&words(status))).expect("JSON");
         answer["status"]["sandbox"].clone()
     }
 }
@@ -192,44 +177,29 @@ fn the_image_serves_beside_an_application_with_no_more_than_it_needs() {
         engine.run_sshd("app", &[]);
         assert_eq!(scene.inspect("realpeer", "{{.Config.User}}"), "65532:65532");
 
-        scene.run(
-            &["NET_ADMIN", "NET_RAW"],
-            &["--read-only", "--health-interval", "1s"],
-        );
+        // Without a place for the control socket.
+        scene.run(&format!("{BOTH} --read-only"), LOOPBACK);
         scene.assert_serves(40001);
-        // Read-only without a place for the control socket, which its health is asked by.
-        let words = ["exec", "realpeer", "/usr/bin/realpeer", "ctl", "status"];
-        assert!(
-            !engine
-                .command(&words)
-                .output()
-                .expect("it is installed")
-                .status
-                .success()
-        );
+        let asked = engine
+            .command(&words("exec realpeer /usr/bin/realpeer ctl status"))
+            .output();
+        assert!(!asked.expect("it is installed").status.success());
 
-        let run = [
-            "--read-only",
-            "--tmpfs",
-            "/run/realpeer:uid=65532",
-            "--health-interval",
-            "1s",
-        ];
-        scene.run(&["NET_ADMIN", "NET_RAW"], &run);
+        let socket = "--read-only --tmpfs /run/realpeer:uid=65532 --health-interval 1s";
+        scene.run(&format!("{BOTH} {socket}"), LOOPBACK);
         scene.assert_serves(40002);
         wait_until("it is healthy", || {
             scene.inspect("realpeer", "{{.State.Health.Status}}") == "healthy"
         });
         let sandbox = scene.sandbox();
         assert_eq!(sandbox["user"], "realpeer");
-        assert_eq!(
-            sandbox["kept"],
-            serde_json::json!(["CAP_NET_ADMIN", "CAP_NET_RAW"])
-        );
+        assert_eq!(sandbox["kept"], json!(["CAP_NET_ADMIN", "CAP_NET_RAW"]));
+        let missed = scene.logs("realpeer").contains("will not come back");
+        assert!(!missed, "{}", scene.logs("realpeer"));
 
         // It is process 1: no other process can take over, and SIGTERM ends it.
         let upgrade = engine
-            .command(&["exec", "realpeer", "/usr/bin/realpeer", "ctl", "upgrade"])
+            .command(&words("exec realpeer /usr/bin/realpeer ctl upgrade"))
             .output();
         let upgrade = upgrade.expect("it is installed");
         let said = String::from_utf8_lossy(&upgrade.stderr);
@@ -237,80 +207,71 @@ fn the_image_serves_beside_an_application_with_no_more_than_it_needs() {
             !upgrade.status.success() && said.contains("restart its container"),
             "{said}"
         );
-        engine.ok(&["stop", "-t", "20", "realpeer"]);
-        assert_eq!(
-            scene.inspect("realpeer", "{{.State.ExitCode}}"),
-            "0",
-            "{}",
-            scene.logs("realpeer")
-        );
+        engine.ok(&words("stop -t 20 realpeer"));
+        let code = scene.inspect("realpeer", "{{.State.ExitCode}}");
+        assert_eq!(code, "0", "{}", scene.logs("realpeer"));
 
         // A container that ends, and one that cannot change anything.
-        let up = [
-            "run",
-            "--rm",
-            "--network",
-            "container:app",
-            "--cap-drop",
-            "ALL",
-            "--cap-add",
-            "NET_ADMIN",
-            "--read-only",
-        ];
-        let targets = [
-            "realpeer",
-            "routing",
-            "up",
-            "-4",
-            "127.0.0.1:22",
-            "-6",
-            "[::1]:22",
-        ];
-        engine.ok(&[&up[..], &targets].concat());
-        scene.run(&["NET_RAW"], &[]);
+        let up = "run --rm --network container:app --cap-drop ALL --cap-add NET_ADMIN --read-only realpeer routing up";
+        engine.ok(&words(&format!("{up} {LOOPBACK}")));
+        scene.run("--cap-add NET_RAW", LOOPBACK);
         scene.assert_serves(40003);
-        assert_eq!(scene.sandbox()["kept"], serde_json::json!(["CAP_NET_RAW"]));
+        assert_eq!(scene.sandbox()["kept"], json!(["CAP_NET_RAW"]));
     });
 }
 
-/// An engine's profile of system calls may lack those of the sandbox; and who forbids new privileges
-/// forbids those of a file, but not those of root.
+/// An engine's profile of system calls may lack those of the sandbox; who forbids new privileges forbids
+/// those of a file, but not those of root; and /proc/sys is read-only.
 #[test]
 fn the_image_serves_where_the_engine_forbids_more() {
     on_stage(|scene| {
         scene.engine.run_sshd("app", &[]);
         let directory = TempDir::new();
-        let profile = serde_json::json!({
+        let forbidden = [
+            "seccomp",
+            "landlock_create_ruleset",
+            "landlock_add_rule",
+            "landlock_restrict_self",
+        ];
+        let profile = json!({
             "defaultAction": "SCMP_ACT_ALLOW",
-            "syscalls": [{
-                "names": ["seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"],
-                "action": "SCMP_ACT_ERRNO",
-            }],
+            "syscalls": [{"names": forbidden, "action": "SCMP_ACT_ERRNO"}],
         });
         let profile = directory.file("profile.json", &profile.to_string());
-        let profile = format!("seccomp={profile}");
-        scene.run(&["NET_ADMIN", "NET_RAW"], &["--security-opt", &profile]);
+        scene.run(
+            &format!("{BOTH} --security-opt seccomp={profile}"),
+            LOOPBACK,
+        );
         scene.assert_serves(40001);
         let sandbox = scene.sandbox();
-        assert_eq!(sandbox["seccomp"], "unavailable");
-        assert_eq!(sandbox["landlock"], "unavailable");
         let lines = scene.logs("realpeer");
         for part in ["seccomp", "landlock"] {
+            assert_eq!(sandbox[part], "unavailable");
             let part = format!("\"part\":\"{part}\"");
             let warned =
                 |line: &str| line.contains("lacks a part of the sandbox") && line.contains(&part);
             assert!(lines.lines().any(warned), "{lines}");
         }
 
-        let forbidden = ["--security-opt", "no-new-privileges"];
-        scene.run(&["NET_ADMIN", "NET_RAW"], &forbidden);
+        let forbidden = format!("{BOTH} --security-opt no-new-privileges");
+        scene.run(&forbidden, LOOPBACK);
         let lines = scene.logs("realpeer");
-        assert!(lines.contains("no-new-privileges"), "{lines}");
-        scene.run(
-            &["NET_ADMIN", "NET_RAW"],
-            &[&forbidden[..], &["--user", "0"]].concat(),
+        assert!(
+            lines.contains("no allowPrivilegeEscalation: false"),
+            "{lines}"
         );
+        scene.run(&format!("{forbidden} --user 0"), LOOPBACK);
         scene.assert_serves(40002);
+
+        let own = || format!("-4 {}:22", scene.address());
+        scene.run(BOTH, &own());
+        let lines = scene.logs("realpeer");
+        let advice = "--sysctl net.ipv4.tcp_fwmark_accept=1";
+        assert!(lines.contains(advice), "{lines}");
+        scene.engine.ok(&words("rm -f realpeer app"));
+        scene.engine.run_sshd("app", &words(advice));
+        scene.run(BOTH, &own());
+        scene.assert_serves_from(CLIENT, VISITED, 40003);
     });
 }
 
