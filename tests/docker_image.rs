@@ -11,44 +11,7 @@ use support::engine::Kind;
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6};
 use support::streams::{receive, send};
-use support::{Engine, Host, Program, TempDir, addr, repository, wait_until};
-
-/// What the image is built from, and what it works with.
-const PROGRAMS: [&str; 11] = [
-    "/bin/sh",
-    "/bin/mkdir",
-    "/bin/cp",
-    "/bin/rm",
-    "/bin/echo",
-    "/bin/sleep",
-    "/sbin/setcap",
-    "/usr/bin/ssh-keygen",
-    "/usr/sbin/sshd",
-    "/usr/sbin/nginx",
-    STREAM,
-];
-
-const STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
-
-/// A root directory for all of them. `cargo` has built the program already, and the packages are
-/// installed; the libraries of a debug build, which is not static, get into the image, too.
-const ROOT: &str = r#"
-program=$1; shift
-mkdir -p usr/bin usr/sbin usr/lib tmp run/sshd etc/ssh etc/ssl/certs var/log/nginx var/lib/nginx image
-ln -s usr/bin bin
-libraries() { for file in $(ldd "$1" | grep -o '/[^ ]*'); do mkdir -p "$2${file%/*}"; cp -L "$file" "$2$file"; done; }
-for file; do mkdir -p ".${file%/*}"; cp -L "$file" ".$file"; libraries "$file" .; done
-# Without what only debuggers read: each step of a build copies all.
-strip -o realpeer "$program"
-libraries "$program" image
-echo UsePAM no >etc/ssh/sshd_config
-echo certificates >etc/ssl/certs/ca-certificates.crt
-printf 'root:x:0:0::/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\nnobody:x:65534:65534::/:/bin/false\n' >etc/passwd
-printf 'root:x:0:\nnogroup:x:65534:\n' >etc/group
-for script in apk apt-get; do printf '#!/bin/sh\necho %s "$@"\n' $script >bin/$script; done
-printf '#!/bin/sh\nmkdir -p target/release && cp /realpeer target/release/\n' >bin/cargo
-chmod +x bin/apk bin/apt-get bin/cargo
-"#;
+use support::{Engine, Host, TempDir, addr, image, repository, wait_until};
 
 const BOTH: &str = "--cap-add NET_ADMIN --cap-add NET_RAW";
 const LOOPBACK: &str = "-4 127.0.0.1:22 -6 [::1]:22";
@@ -74,32 +37,16 @@ fn on_stage(story: impl FnOnce(&Scene<'_>)) {
         server: &server,
         engine,
     };
-    scene.import(&["rust:1-alpine", "debian:12-slim", "nginx:1-alpine"]);
+    // Debian's nginx has as a module what the image's has in it.
+    let nginx = format!("load_module {}; daemon off;", image::STREAM);
+    let nginx = ["/usr/sbin/nginx", "-g", &nginx];
+    let names = ["rust:1-alpine", "debian:12-slim", "nginx:1-alpine"];
+    image::import(&scene.engine, &server, &names, &nginx);
     scene.build("realpeer", "packaging/docker/Dockerfile", "");
     story(&scene);
 }
 
 impl Scene<'_> {
-    /// An image of this machine's programs, under these names.
-    fn import(&self, names: &[&str]) {
-        let directory = TempDir::new();
-        let [root, tar] =
-            ["root", "image.tar"].map(|name| directory.path(name).display().to_string());
-        let script = format!("mkdir {root}; cd {root}; {ROOT} tar -cf {tar} .");
-        let program = Program::Realpeer.path();
-        self.server
-            .run(&[&["sh", "-ec", &script, "sh", &program], &PROGRAMS[..]].concat());
-        // Debian's nginx has as a module what the image's has in it.
-        let nginx =
-            format!("CMD [\"/usr/sbin/nginx\", \"-g\", \"load_module {STREAM}; daemon off;\"]");
-        let path = "ENV PATH=/usr/bin:/usr/sbin:/sbin";
-        self.engine
-            .ok(&["import", "-c", path, "-c", &nginx, &tar, names[0]]);
-        for name in &names[1..] {
-            self.engine.ok(&["tag", names[0], name]);
-        }
-    }
-
     /// Builds an image by the repository's own Dockerfile, with BuildKit.
     #[track_caller]
     fn build(&self, name: &str, dockerfile: &str, context: &str) {
@@ -218,6 +165,35 @@ fn the_image_serves_beside_an_application_with_no_more_than_it_needs() {
         scene.assert_serves(40003);
         assert_eq!(scene.sandbox()["kept"], json!(["CAP_NET_RAW"]));
     });
+}
+
+/// The script in cargo's place cannot tell that the Dockerfile leaves something out.
+#[test]
+fn cargo_finds_what_the_dockerfile_copies() {
+    let directory = TempDir::new();
+    let to = directory.path("").display().to_string();
+    let text = std::fs::read_to_string(repository("packaging/docker/Dockerfile")).expect("a file");
+    let copied = text.lines().filter_map(|line| line.strip_prefix("COPY "));
+    let (host, top) = (Host::new("builder"), repository("").display().to_string());
+    for line in copied.filter(|line| !line.starts_with("--from")) {
+        let line = line.strip_suffix(" ./").unwrap_or(line);
+        let mut names = words(line);
+        names.dedup();
+        for name in names {
+            host.run(&["cp", "-r", &format!("{top}/{name}"), &to]);
+        }
+    }
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.args([
+        "metadata",
+        "--no-deps",
+        "--offline",
+        "--locked",
+        "--format-version=1",
+    ]);
+    let output = cargo.current_dir(&to).output().expect("cargo is there");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
 }
 
 /// An engine's profile of system calls may lack those of the sandbox; who forbids new privileges forbids

@@ -15,6 +15,7 @@ pub mod fail2ban;
 pub mod header;
 pub mod host;
 pub mod http;
+pub mod image;
 pub mod journal;
 pub mod journald;
 pub mod lineage;
