@@ -20,7 +20,10 @@ use crate::{ban_relay, config, control, daemon, demo, doctor, log, output, routi
 #[doc(hidden)]
 pub mod internals {
     pub use crate::bans::{Ban, Bans, Cause, Decision, Decisions};
-    pub use crate::cli::{Command, parse};
+    pub use crate::cli::{Command, TOPICS, definitions, parse};
+    pub use crate::config::{
+        BOOLEAN, CrowdsecDraft, Kind, ListenerDraft, ProcessDraft, Protocol, fits, key, kind,
+    };
     pub use crate::daemon::run;
     pub use crate::doctor::IDS;
     pub use crate::networks::Networks;

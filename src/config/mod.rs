@@ -31,6 +31,7 @@ pub use choice::{
 };
 pub use draft::{BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load, understand};
+pub use keys::{Kind, fits, key, kind};
 pub use text::{from_flags, good, in_force};
 pub use value::{Addresses, HostPort, Rate};
 pub(crate) use value::{

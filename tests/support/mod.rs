@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod chromium;
 pub mod crowdsec;
 pub mod ctl;
 pub mod datagrams;
@@ -16,6 +17,7 @@ pub mod http;
 pub mod journal;
 pub mod journald;
 pub mod lineage;
+pub mod pages;
 pub mod program;
 pub mod running;
 pub mod servers;
