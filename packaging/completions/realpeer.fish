@@ -17,7 +17,7 @@ end
 
 function __realpeer_proxy
     set -l words (commandline -opc)
-    not contains -- "$words[2]" routing doctor ctl config ban-relay demo version help
+    not contains -- "$words[2]" routing doctor ctl config setup ban-relay demo version help
 end
 
 complete -c realpeer -n '__realpeer_words 1' -a routing -d 'Adds, removes or shows the policy routing that brings a backend\'s replies back.'
@@ -43,6 +43,7 @@ complete -c realpeer -n '__realpeer_words 1' -a config -d 'Checks, prints and wr
 complete -c realpeer -n '__realpeer_words 2 config' -a check -d 'say whether it is good and where it would listen, or list its mistakes'
 complete -c realpeer -n '__realpeer_words 2 config' -a show -d 'print everything in force, defaults included; without FILE in the running proxy'
 complete -c realpeer -n '__realpeer_words 2 config' -a from-flags -d 'print the file for a command line of realpeer, go-mmproxy or mmproxy-rs'
+complete -c realpeer -n '__realpeer_words 1' -a setup -d 'Sets realpeer up for a server on this host: asks for what the flags leave open, shows the file, the unit and the load balancer\'s lines, and on yes writes them, starts the service and runs the doctor.'
 complete -c realpeer -n '__realpeer_words 1' -a ban-relay -d 'Runs on the ingress host: takes bans from the application servers over HTTP and hands them to fail2ban or to nft sets, so that a bot\'s packets stop where they arrive.'
 complete -c realpeer -n '__realpeer_words 1' -a demo -d 'Plays a load balancer and shows what the backend sees, without and with realpeer.'
 complete -c realpeer -n '__realpeer_words 1' -a version -d 'Prints the version.'
@@ -55,6 +56,7 @@ complete -c realpeer -n '__realpeer_words 2 help' -a bans -d 'keeping clients ou
 complete -c realpeer -n '__realpeer_words 2 help' -a doctor -d 'Examines this host, probes the way of the replies, and says what is wrong and what fixes it.'
 complete -c realpeer -n '__realpeer_words 2 help' -a ctl -d 'Queries and controls a running proxy.'
 complete -c realpeer -n '__realpeer_words 2 help' -a config -d 'Checks, prints and writes configuration files (-config).'
+complete -c realpeer -n '__realpeer_words 2 help' -a setup -d 'Sets realpeer up for a server on this host: asks for what the flags leave open, shows the file, the unit and the load balancer\'s lines, and on yes writes them, starts the service and runs the doctor.'
 complete -c realpeer -n '__realpeer_words 2 help' -a ban-relay -d 'Runs on the ingress host: takes bans from the application servers over HTTP and hands them to fail2ban or to nft sets, so that a bot\'s packets stop where they arrive.'
 complete -c realpeer -n '__realpeer_words 2 help' -a demo -d 'Plays a load balancer and shows what the backend sees, without and with realpeer.'
 complete -c realpeer -n '__realpeer_words 2 help' -a version -d 'Prints the version.'
@@ -223,6 +225,16 @@ complete -c realpeer -n '__realpeer_command ctl' -o origin -x -d 'bans: only tho
 complete -c realpeer -n '__realpeer_command ctl' -o force -d 'ban: even this host\'s own addresses and trusted load balancers; unban: even a decision of CrowdSec, which the engine brings back'
 complete -c realpeer -n '__realpeer_command config' -o control -r -F -d 'show: the running proxy\'s control socket (default: /run/realpeer/control.sock)'
 complete -c realpeer -n '__realpeer_command config' -o name -x -d 'show: the running proxy\'s -name, if it has one'
+complete -c realpeer -n '__realpeer_command setup' -o backend -x -d 'Server that is to see the real clients, such as 127.0.0.1:22 or [::1]:22; one address of each family, separated by a comma, if they differ in more than that'
+complete -c realpeer -n '__realpeer_command setup' -o from -x -d 'Load balancer: addresses and networks, separated by commas, from which only load balancers send'
+complete -c realpeer -n '__realpeer_command setup' -o listen -x -d 'Address to listen on, as -l of realpeer; by default a free port, on every address'
+complete -c realpeer -n '__realpeer_command setup' -o l -x -d 'Address to listen on, as -l of realpeer; by default a free port, on every address'
+complete -c realpeer -n '__realpeer_command setup' -o p -x -a 'tcp udp' -d 'Protocol: tcp or udp'
+complete -c realpeer -n '__realpeer_command setup' -o protocol -x -a 'tcp udp' -d 'Protocol: tcp or udp'
+complete -c realpeer -n '__realpeer_command setup' -o udp-header -x -a 'every first spp' -d 'Where UDP datagrams carry their header, as -udp-header of realpeer'
+complete -c realpeer -n '__realpeer_command setup' -o name -x -d 'Name of the instance: /etc/realpeer/NAME.toml, realpeer@NAME.service (default: by the server); with -undo the one to remove'
+complete -c realpeer -n '__realpeer_command setup' -o yes -d 'Ask nothing; needs -backend and -from, or -undo'
+complete -c realpeer -n '__realpeer_command setup' -o undo -d 'Stop and remove what setup has written: all of it, or that of -name'
 complete -c realpeer -n '__realpeer_command ban-relay' -o l -x -d 'Address to listen on; one that only the application servers reach'
 complete -c realpeer -n '__realpeer_command ban-relay' -o listen-addr -x -d 'Address to listen on; one that only the application servers reach'
 complete -c realpeer -n '__realpeer_command ban-relay' -o token-file -r -F -d 'File of the token that callers must know (needed)'
