@@ -17,9 +17,10 @@ end
 
 function __realpeer_proxy
     set -l words (commandline -opc)
-    not contains -- "$words[2]" routing doctor ctl config ban-relay demo version help
+    not contains -- "$words[2]" setup routing doctor ctl config ban-relay demo version help
 end
 
+complete -c realpeer -n '__realpeer_words 1' -a setup -d 'Sets realpeer up for a server on this host: asks for what the flags leave open, shows the file, the unit and the load balancer\'s lines, and on yes writes them, starts the service and runs the doctor.'
 complete -c realpeer -n '__realpeer_words 1' -a routing -d 'Adds, removes or shows the policy routing that brings a backend\'s replies back.'
 complete -c realpeer -n '__realpeer_words 2 routing' -a up -d ''
 complete -c realpeer -n '__realpeer_words 2 routing' -a down -d ''
@@ -52,6 +53,7 @@ complete -c realpeer -n '__realpeer_words 2 help' -a headers -d 'what the load b
 complete -c realpeer -n '__realpeer_words 2 help' -a containers -d 'backends in Docker, Podman and the like'
 complete -c realpeer -n '__realpeer_words 2 help' -a migrate -d 'from go-mmproxy, mmproxy-rs or Cloudflare\'s mmproxy'
 complete -c realpeer -n '__realpeer_words 2 help' -a bans -d 'keeping clients out, here and at the load balancer'
+complete -c realpeer -n '__realpeer_words 2 help' -a setup -d 'Sets realpeer up for a server on this host: asks for what the flags leave open, shows the file, the unit and the load balancer\'s lines, and on yes writes them, starts the service and runs the doctor.'
 complete -c realpeer -n '__realpeer_words 2 help' -a doctor -d 'Examines this host, probes the way of the replies, and says what is wrong and what fixes it.'
 complete -c realpeer -n '__realpeer_words 2 help' -a ctl -d 'Queries and controls a running proxy.'
 complete -c realpeer -n '__realpeer_words 2 help' -a config -d 'Checks, prints and writes configuration files (-config).'
@@ -109,6 +111,15 @@ complete -c realpeer -n '__realpeer_proxy' -o crowdsec-url -x -d 'Take bans from
 complete -c realpeer -n '__realpeer_proxy' -o crowdsec-key-file -r -F -d 'File with the key for that API, as \'cscli bouncers add realpeer -o raw\' prints it'
 complete -c realpeer -n '__realpeer_proxy' -o config -r -F -d 'Configuration file, instead of the flags of a listener'
 complete -c realpeer -n '__realpeer_proxy' -o version -d 'Print the version'
+complete -c realpeer -n '__realpeer_command setup' -o backend -x -d 'Server that is to see the real clients, such as 127.0.0.1:22 or [::1]:22; one address of each family, separated by a comma, if they differ in more than that'
+complete -c realpeer -n '__realpeer_command setup' -o from -x -d 'Load balancer: addresses and networks, separated by commas, from which only load balancers send'
+complete -c realpeer -n '__realpeer_command setup' -o listen -x -d 'Address to listen on, as -l of realpeer; by default a free port, on every address'
+complete -c realpeer -n '__realpeer_command setup' -o p -x -a 'tcp udp' -d 'Protocol: tcp or udp'
+complete -c realpeer -n '__realpeer_command setup' -o protocol -x -a 'tcp udp' -d 'Protocol: tcp or udp'
+complete -c realpeer -n '__realpeer_command setup' -o udp-header -x -a 'every first spp' -d 'Where UDP datagrams carry their header, as -udp-header of realpeer'
+complete -c realpeer -n '__realpeer_command setup' -o name -x -d 'Name of the instance: /etc/realpeer/NAME.toml, realpeer@NAME.service (default: by the server); with -undo the one to remove'
+complete -c realpeer -n '__realpeer_command setup' -o yes -d 'Ask nothing; needs -backend and -from, or -undo'
+complete -c realpeer -n '__realpeer_command setup' -o undo -d 'Stop and remove what setup has written: all of it, or that of -name'
 complete -c realpeer -n '__realpeer_command routing' -o l -x -d 'Address to listen on, or several separated by commas; [::]:PORT accepts IPv4 as well'
 complete -c realpeer -n '__realpeer_command routing' -o listen-addr -x -d 'Address to listen on, or several separated by commas; [::]:PORT accepts IPv4 as well'
 complete -c realpeer -n '__realpeer_command routing' -o 4 -x -d 'Backend for IPv4 clients'

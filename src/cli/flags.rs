@@ -160,6 +160,7 @@ pub fn definitions() -> Vec<clap::Command> {
     let bare = |(name, about)| clap::Command::new(name).about(about);
     vec![
         ProxyFlags::command(),
+        SetupFlags::command(),
         routing::definition(),
         doctor::definition(),
         CtlFlags::command(),
