@@ -165,7 +165,6 @@ pub fn definitions() -> Vec<clap::Command> {
         doctor::definition(),
         CtlFlags::command(),
         config::definition(),
-        SetupFlags::command(),
         BanRelayFlags::command(),
         bare(DEMO),
         bare(VERSION),
