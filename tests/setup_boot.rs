@@ -57,8 +57,8 @@ realpeer setup -yes -backend 127.0.0.1:22 -from 192.0.2.5,192.0.2.6 -listen :222
 echo "changed $? same process $([ "$before" = "$(systemctl show -P MainPID realpeer@ssh)" ] && echo yes)"
 echo "in force $(realpeer config show -name ssh | grep allowed-subnets)"
 # A port that cannot be had: the service does not start, and nothing is left of it.
-realpeer setup -yes -name bad -backend 127.0.0.1:22 -from 192.0.2.5 -listen 192.0.2.99:2222
-echo "bad $? $(ls /etc/realpeer) $(systemctl is-failed realpeer@bad)"
+realpeer setup -yes -name bad -backend 127.0.0.1:22 -from 192.0.2.5 -listen 192.0.2.99:2299 2>/story/bad
+echo "bad $? $(grep -c "nothing was changed.*does not start" /story/bad) $(ls /etc/realpeer) $(systemctl is-failed realpeer@bad)"
 
 type realpeer setup -undo -yes
 rules | diff /story/before - && echo "as before"
@@ -131,7 +131,7 @@ fn a_newcomer_gets_the_clients_address_into_sshds_log() {
         "changed 0 same process yes",
         "in force allowed-subnets = [\"192.0.2.5/32\", \"192.0.2.6/32\"]",
         "again [exit code 0]",
-        "bad 1 ssh.toml inactive",
+        "bad 1 1 ssh.toml inactive",
         "realpeer@ssh.service is stopped and disabled.",
         "as before",
         "unit inactive",

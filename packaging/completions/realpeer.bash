@@ -20,13 +20,16 @@ _realpeer() {
         mapfile -t COMPREPLY < <(compgen -d -- "$current")
         return
         ;;
-    -l | -listen-addr | -4 | -ipv4 | -6 | -ipv6 | -mark | -m | -allow-claims | -listeners | -max-connections | -max-connections-per-client | -connection-rate-per-client | -header-timeout | -connect-timeout | -idle-timeout | -keepalive | -close-after | -c | -max-flows | -workers | -drain-timeout | -upgrade-drain | -name | -control-group | -v | -metrics | -user | -sandbox | -crowdsec-url | -from | -for | -reason | -listener | -origin | -backend | -listen | -l | -exec | -rate | -ban-time)
+    -l | -listen-addr | -4 | -ipv4 | -6 | -ipv6 | -mark | -m | -allow-claims | -listeners | -max-connections | -max-connections-per-client | -connection-rate-per-client | -header-timeout | -connect-timeout | -idle-timeout | -keepalive | -close-after | -c | -max-flows | -workers | -drain-timeout | -upgrade-drain | -name | -control-group | -v | -metrics | -user | -sandbox | -crowdsec-url | -backend | -from | -listen | -for | -reason | -listener | -origin | -exec | -rate | -ban-time)
         return
         ;;
     esac
     # A command stands first, and its action right behind it.
     if [ -z "$words" ]; then
         case ${COMP_WORDS[1]} in
+        setup)
+            words='-backend -from -listen -p -protocol -udp-header -name -yes -undo'
+            ;;
         routing)
             words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version -as'
             ((COMP_CWORD == 2)) && words+=' up down show'
@@ -42,9 +45,6 @@ _realpeer() {
             words='-control -name'
             ((COMP_CWORD == 2)) && words+=' check show from-flags'
             ;;
-        setup)
-            words='-backend -from -listen -l -p -protocol -udp-header -name -yes -undo'
-            ;;
         ban-relay)
             words='-l -listen-addr -token-file -allowed-subnets -a -exec -rate -ban-time -state-dir'
             ;;
@@ -56,11 +56,11 @@ _realpeer() {
             ;;
         help)
             words=''
-            ((COMP_CWORD == 2)) && words+=' routing headers containers migrate bans doctor ctl config setup ban-relay demo version'
+            ((COMP_CWORD == 2)) && words+=' routing headers containers migrate bans setup doctor ctl config ban-relay demo version'
             ;;
         *) words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version' ;;
         esac
-        ((COMP_CWORD == 1)) && words+=' routing doctor ctl config setup ban-relay demo version help'
+        ((COMP_CWORD == 1)) && words+=' setup routing doctor ctl config ban-relay demo version help'
     fi
     if [[ ${COMP_WORDS[1]} == config && $previous == @(check|show) && $current != -* ]]; then
         mapfile -t COMPREPLY < <(compgen -f -- "$current")

@@ -160,11 +160,11 @@ pub fn definitions() -> Vec<clap::Command> {
     let bare = |(name, about)| clap::Command::new(name).about(about);
     vec![
         ProxyFlags::command(),
+        SetupFlags::command(),
         routing::definition(),
         doctor::definition(),
         CtlFlags::command(),
         config::definition(),
-        SetupFlags::command(),
         BanRelayFlags::command(),
         bare(DEMO),
         bare(VERSION),

@@ -36,7 +36,7 @@ pub struct SetupFlags {
     pub from: Option<Balancers>,
 
     /// Address to listen on, as -l of realpeer; by default a free port, on every address
-    #[arg(long = "listen", visible_alias = "l", value_name = "ADDR", value_parser = addresses)]
+    #[arg(long = "listen", value_name = "ADDR", value_parser = addresses)]
     pub listen: Option<Addresses>,
 
     /// Protocol: tcp or udp

@@ -69,12 +69,9 @@ fn steps(plan: &Plan, held: &Held, made: &mut Made) -> Result<()> {
         }
         Ok(())
     };
-    started().with_context(|| {
-        format!(
-            "the service does not start; its log ends with{}",
-            unit::log(unit)
-        )
-    })?;
+    if let Err(error) = started() {
+        bail!("the service does not start: {error:#}{}", unit::log(unit));
+    }
     held.go_on()
 }
 

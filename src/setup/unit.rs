@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::doctor::printable;
 use crate::sys::process::unblock_signals;
 
 /// Where administrators put units.
@@ -101,7 +102,7 @@ pub fn is_active(unit: &str) -> bool {
     systemctl(&["is-active", "--quiet", unit]).is_ok()
 }
 
-/// The last lines of its log, each indented; nothing where there is no journal.
+/// The last lines of its log, to stand behind an error; nothing where there is no journal.
 pub fn log(unit: &str) -> String {
     let words = [
         "--unit",
@@ -114,6 +115,12 @@ pub fn log(unit: &str) -> String {
     ];
     let output = Command::new("journalctl").args(words).output();
     let lines = output.map(|output| output.stdout).unwrap_or_default();
-    let lines = String::from_utf8_lossy(&lines).into_owned();
-    lines.lines().map(|line| format!("\n    {line}")).collect()
+    let lines = String::from_utf8_lossy(&lines);
+    if lines.trim().is_empty() {
+        return String::new();
+    }
+    let shown = lines
+        .lines()
+        .map(|line| format!("\n    {}", printable(line)));
+    format!("\nIts log ends with:{}", shown.collect::<String>())
 }

@@ -43,6 +43,12 @@ visit() { # PORT
 visit 2223 && echo "the second serves"
 systemctl is-active realpeer@second.service
 
+# A third one by setup, which uses the package's template.
+realpeer setup -yes -name third -backend 127.0.0.1:22 -from 127.0.0.1 -listen :2224
+systemctl is-active realpeer@third
+visit 2224 && echo "the third serves"
+realpeer setup -undo -yes
+
 # The upgrade, while clients come all the time and the first session stays open.
 pid() { systemctl show -P MainPID "$1"; }
 first=$(pid realpeer) second=$(pid realpeer@second)
