@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod chromium;
 pub mod confined;
 pub mod crowdsec;
 pub mod ctl;
@@ -19,6 +20,7 @@ pub mod image;
 pub mod journal;
 pub mod journald;
 pub mod lineage;
+pub mod pages;
 pub mod program;
 pub mod running;
 pub mod servers;
