@@ -23,10 +23,12 @@ use crate::limits;
 use crate::listeners::{Listeners, Prepared};
 use crate::listening::Broken;
 use crate::log;
+use crate::namespaces::{Gate, Namespaces, here};
 use crate::proxy::{Proxy, Worker};
 use crate::report::Volume;
 use crate::routing;
 use crate::stats::Count;
+use crate::sys::capabilities::{self, SYS_ADMIN, SYS_PTRACE};
 use crate::sys::systemd::Environment;
 use crate::systemd::{self, Manager};
 use crate::upstream::Asking;
@@ -48,6 +50,9 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
             config
         }
     };
+    // Only that thread, and those that it starts, may enter namespaces.
+    let gate = Gate::open(&config)?;
+    capabilities::give_up(&[SYS_ADMIN]).context("cannot give up CAP_SYS_ADMIN")?;
     // A signal that comes during the start is honoured when the start is done.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
@@ -70,7 +75,11 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     let prepared = Prepared::first(config.clone(), &proxy)?;
     open_bans(&config.process, &proxy.bans)?;
     let control = control::bind(&config.process)?;
-    let routing = routing::install(&config.route_targets(), config.process.routing).await?;
+    let targets = config.route_targets();
+    let routing = routing::install(&here(&targets), config.process.routing).await?;
+    let namespaces = Namespaces::new(gate, config.process.routing, &proxy);
+    let namespaces = Arc::new(namespaces);
+    namespaces.keep(&targets).await;
     doctor::warn_at_start(&config).await;
     // Netlink connections of the start are closed by tasks of their own: no descriptor is missing
     // when connections come.
@@ -79,8 +88,14 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         .listeners
         .iter()
         .for_each(|listener| tell(listener, listener.label.as_deref()));
-    let (listeners, breaks) =
-        Listeners::start(source, prepared, Arc::clone(&proxy), routing.handle()).await;
+    let (listeners, breaks) = Listeners::start(
+        source,
+        prepared,
+        Arc::clone(&proxy),
+        routing.handle(),
+        Arc::clone(&namespaces),
+    )
+    .await;
     proxy.manager.ready();
     let listeners = Arc::new(listeners);
     // Until the last connection has ended, and longer than the reloads.
@@ -96,6 +111,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         tracing::info!(restored, "routing was put back while the proxy ran");
     }
     routing.remove().await;
+    namespaces.stop().await;
     result
 }
 
@@ -236,7 +252,11 @@ fn workers(count: usize) -> io::Result<Vec<Worker>> {
             let worker = Worker::new(runtime.handle().clone(), number, count);
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || forever(&runtime))?;
+                .spawn(move || {
+                    // Entering a container's namespace takes it, which no worker does.
+                    let _ = capabilities::give_up(&[SYS_PTRACE]);
+                    forever(&runtime);
+                })?;
             Ok(worker)
         })
         .collect()

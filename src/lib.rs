@@ -22,7 +22,8 @@
 //! ```
 //!
 //! A connection holds the [`service`] that admitted it; a reload puts another one in its place.
-//! Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
+//! Targets in another network namespace are reached by sockets
+//! that [`namespaces`] make there. Beside the way: [`control`] lets an administrator look at [`sessions`] and speak [`bans`], which
 //! admission asks, as it asks [`claims`]; [`ban_relay`] is a program of its own, for the ingress. [`systemd`]
 //! hears how the process is. Lines of the [`log`] go out by a thread of their own; what commands print
 //! goes through [`output`].
@@ -50,6 +51,7 @@ pub mod listeners;
 pub mod listening;
 pub mod lock_file;
 pub mod log;
+pub mod namespaces;
 pub mod networks;
 pub mod output;
 pub mod proxy;

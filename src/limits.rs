@@ -3,6 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::{Config, Protocol};
+use crate::namespaces::DESCRIPTORS;
 use crate::tcp;
 
 /// Descriptors that are not connections: standard streams, runtimes, signals, netlink, logs.
@@ -45,7 +46,15 @@ pub fn carried(config: &Config, limit: usize) -> usize {
             .sum::<usize>()
     };
     let (tcp, udp) = (sockets(Protocol::Tcp), sockets(Protocol::Udp));
-    let rest = limit.saturating_sub(RESERVED + 4 * workers + tcp + 3 * udp);
+    let mut namespaces: Vec<_> = config
+        .listeners
+        .iter()
+        .filter_map(|listener| listener.target_netns.as_ref())
+        .collect();
+    namespaces.sort_unstable();
+    namespaces.dedup();
+    let inside = namespaces.len() * DESCRIPTORS;
+    let rest = limit.saturating_sub(inside + RESERVED + 4 * workers + tcp + 3 * udp);
     let carried = match tcp {
         0 => rest,
         _ => {

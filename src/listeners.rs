@@ -18,6 +18,7 @@ use crate::config::{
 use crate::destination::Destinations;
 use crate::listening::{Bound, Broken, Listening, cannot_listen};
 use crate::log;
+use crate::namespaces::{Namespaces, here};
 use crate::proxy::Proxy;
 use crate::report::Reporter;
 use crate::routing;
@@ -150,6 +151,7 @@ pub struct Listeners {
     pub proxy: Arc<Proxy>,
     source: Source,
     routing: routing::Handle,
+    namespaces: Arc<Namespaces>,
     broken: mpsc::UnboundedSender<Broken>,
     /// One reload at a time, so that what was read last is what is put in place last.
     reloading: Mutex<()>,
@@ -186,12 +188,14 @@ impl Listeners {
         prepared: Prepared,
         proxy: Arc<Proxy>,
         routing: routing::Handle,
+        namespaces: Arc<Namespaces>,
     ) -> (Listeners, mpsc::UnboundedReceiver<Broken>) {
         let (broken, breaks) = mpsc::unbounded_channel();
         let listeners = Listeners {
             proxy,
             source,
             routing,
+            namespaces,
             broken,
             reloading: Mutex::default(),
             state: Mutex::new(State {
@@ -261,10 +265,11 @@ impl Listeners {
         let held: Vec<&Listening> = state.open.iter().chain(&state.retiring).collect();
         let later = keep_what_needs_a_restart(&state.config.process, &held, &mut config);
         let new = config.route_targets();
-        self.routing.check(&new).await?;
+        self.namespaces.admit(&config)?;
+        self.routing.check(&here(&new)).await?;
         let prepared = Prepared::beside(&held, config, &self.proxy)?;
         state.outdate(&new);
-        self.routing.keep(state.needed(new)).await;
+        self.keep(state.needed(new)).await;
         if state.config.process.verbosity != prepared.config.process.verbosity {
             self.set_verbosity(prepared.config.process.verbosity);
         }
@@ -289,8 +294,14 @@ impl Listeners {
         });
         if state.stale.len() < count {
             let needed = state.needed(state.config.route_targets());
-            self.routing.keep(needed).await;
+            self.keep(needed).await;
         }
+    }
+
+    /// Keeps the routing of these targets, wherever they are.
+    async fn keep(&self, targets: Vec<RouteTarget>) {
+        self.namespaces.keep(&targets).await;
+        self.routing.keep(here(&targets)).await;
     }
 
     async fn put_in_place(&self, state: &mut State, prepared: Prepared) {
@@ -319,17 +330,24 @@ impl Listeners {
                 .filter(|bound| bound.protocol == listener.protocol);
             let listen = ours.map(|bound| bound.addr).collect();
             let record = self.record(&mut state.records, listener);
+            let netns = listener.target_netns.as_ref();
+            let namespace = netns.and_then(|netns| self.namespaces.get(netns));
             Arc::new(Service {
                 destinations: Destinations::new(listener, listen),
                 upstream: upstream::Options {
-                    marks: self.routing.marks(),
+                    place: match namespace.clone() {
+                        Some(namespace) => upstream::Place::Inside(namespace),
+                        None => upstream::Place::Here {
+                            marks: self.routing.marks(),
+                            asking: Arc::clone(&self.proxy.asking),
+                        },
+                    },
                     mark: listener.mark,
                     source_port: listener.source_port,
                     keepalive: listener.keepalive,
-                    asking: Arc::clone(&self.proxy.asking),
                 },
                 config: Arc::clone(listener),
-                admission,
+                admission: admission.inside(namespace),
                 record,
                 proxy: Arc::clone(&self.proxy),
             })

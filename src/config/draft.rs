@@ -11,6 +11,7 @@ use super::choice::{
     Choice, Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Untrusted,
     Verbosity,
 };
+use super::netns::TargetNetns;
 use super::value::{self, Addresses, HostPort, Rate};
 use crate::networks::NetworkList;
 
@@ -167,6 +168,16 @@ pub struct ListenerDraft {
     /// How replies are brought back: auto (depends on the target), loopback, mark, socket or udp-port
     #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = RoutingMode::read)]
     pub routing_mode: RoutingMode,
+
+    /// Network namespace that -4 and -6 are addresses in: PATH of a namespace file, pid:N,
+    /// docker:NAME or podman:NAME (default: this host's own)
+    #[arg(long = "target-netns", value_name = "NETNS", value_parser = TargetNetns::read, verbatim_doc_comment)]
+    pub target_netns: Option<TargetNetns>,
+
+    /// Socket of the engine's API for docker:NAME and podman:NAME (default: /run/docker.sock,
+    /// /run/podman/podman.sock)
+    #[arg(long = "docker-socket", value_name = "PATH", verbatim_doc_comment)]
+    pub docker_socket: Option<PathBuf>,
 
     /// What it is called.
     #[arg(skip)]

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::sys::capabilities::{SYS_ADMIN, give_up};
+
 /// Bytes that may wait, some ten thousand lines. Lines beyond are lost, and counted.
 const MOST: usize = 4 << 20;
 
@@ -41,9 +43,11 @@ impl Queue {
     pub fn start(out: File, gap: impl Fn(u64) -> String + Send + 'static) -> io::Result<Queue> {
         let queue = Queue(Arc::default());
         let shared = Arc::clone(&queue.0);
-        thread::Builder::new()
-            .name("log".into())
-            .spawn(move || write_for_ever(&shared, out, gap))?;
+        thread::Builder::new().name("log".into()).spawn(move || {
+            // It was started before the process gave it up.
+            let _ = give_up(&[SYS_ADMIN]);
+            write_for_ever(&shared, out, gap);
+        })?;
         Ok(queue)
     }
 

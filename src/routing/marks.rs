@@ -1,6 +1,6 @@
 //! The marks of mark-accept, for those who open sockets.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::sync::RwLock;
 
 use super::keeper::{Keeper, Outcome};
@@ -14,8 +14,9 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// The mark of mark-accept for a socket that goes to `target`.
-    pub fn of(&self, target: IpAddr) -> Option<u32> {
+    /// The mark of mark-accept for a socket that goes to `target`; `is_local` tells whether that can be
+    /// bound where the socket is.
+    pub fn of(&self, target: IpAddr, is_local: impl FnOnce() -> bool) -> Option<u32> {
         let any = match target {
             IpAddr::V4(_) => IpAddr::from([0, 0, 0, 0]),
             IpAddr::V6(_) => IpAddr::from([0; 16]),
@@ -31,7 +32,7 @@ impl Marks {
             return Some(mark);
         }
         // Only an address of this host can be bound: elsewhere a mark would lead astray.
-        mark(any).filter(|_| UdpSocket::bind((target, 0)).is_ok())
+        mark(any).filter(|_| is_local())
     }
 
     /// What the keeper achieved. A target that is no longer reached by mark-accept gets no mark;

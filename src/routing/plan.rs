@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::family::Family;
-use crate::config::Protocol;
+use crate::config::{Protocol, TargetNetns};
 
 /// How the kernel is brought to hand a backend's replies to the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub enum Place {
 pub struct Need {
     /// Where connections go.
     pub target: SocketAddr,
+    /// The namespace that it is in; `None` for this host's own.
+    pub netns: Option<TargetNetns>,
     /// The flag named the target, rather than a default.
     pub given: bool,
     /// How its replies come back.
@@ -198,6 +200,14 @@ impl Need {
         self.mark.unwrap_or(table)
     }
 
+    /// The target, as messages name it.
+    pub fn name(&self) -> String {
+        match &self.netns {
+            Some(netns) => format!("{} in {netns}", self.target),
+            None => self.target.to_string(),
+        }
+    }
+
     /// The family of the target, and so of its clients.
     pub fn family(&self) -> Family {
         Family::of(self.target.ip())
@@ -243,6 +253,7 @@ mod tests {
     fn under_socket_match_the_rules_mark_is_never_the_users() {
         let need = Need {
             target: SocketAddr::from(([172, 17, 0, 2], 80)),
+            netns: None,
             given: true,
             way: Way::Socket,
             mark: Some(5),

@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code)]
 
+pub mod capabilities;
 pub mod datagram;
 pub mod icmp;
 pub mod interfaces;
+pub mod netns;
 pub mod socket;
 pub mod systemd;

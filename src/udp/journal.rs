@@ -28,6 +28,8 @@ pub enum Ending {
     Stopped,
     /// Its socket could not be watched.
     Unwatched,
+    /// Its target's network namespace is gone, or another one in its place.
+    TargetGone,
 }
 
 impl fmt::Display for Ending {
@@ -39,6 +41,7 @@ impl fmt::Display for Ending {
             Ending::Killed => "ended by realpeer ctl kill",
             Ending::Stopped => "realpeer stops",
             Ending::Unwatched => "its socket could not be watched",
+            Ending::TargetGone => "the network namespace of its target is gone",
         })
     }
 }
