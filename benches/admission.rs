@@ -3,12 +3,12 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use realpeer::bans::{Ban, Bans};
-use realpeer::networks::Networks;
+use realpeer::program::internals::{Ban, Bans, Cause, Decision, Decisions, Networks};
 
-criterion_group!(benches, look_up, look_up_ban);
+criterion_group!(benches, look_up, look_up_ban, look_up_decision);
 criterion_main!(benches);
 
 /// The networks of the list are 10.x.y.z/32 and 2001:db8:…/64 in turn, spread over the range.
@@ -86,4 +86,55 @@ fn look_up_ban(criterion: &mut Criterion) {
             b.iter(|| bans.find(*black_box(next.next().expect("it cycles")), None));
         });
     }
+}
+
+/// So many decisions of a CrowdSec engine on single addresses, and one on a network.
+fn decide(decisions: &Decisions, length: u32) {
+    let cause = Arc::new(Cause::new("CAPI", "crowdsecurity/ssh-bf"));
+    for number in 0..length {
+        let network = match number {
+            0 => "198.51.100.0/24".parse().expect("a network"),
+            _ => IpAddr::from(v4(2 * number)).into(),
+        };
+        let decision = Decision {
+            network,
+            until: u64::from(u32::MAX),
+            cause: Arc::clone(&cause),
+        };
+        decisions.insert(number.into(), 1, decision);
+    }
+}
+
+/// What a connection pays for the decisions when its client has none, and what taking them in costs.
+fn look_up_decision(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decisions");
+    group.sample_size(10);
+    for length in [10, 1_000, 100_000, 1_000_000] {
+        let bans = Bans::default();
+        let before = resident();
+        decide(&bans.decisions, length);
+        let bytes = resident().saturating_sub(before);
+        println!(
+            "decisions/{length}: {} bytes each",
+            bytes / u64::from(length)
+        );
+        assert!(bans.find(v4(2 * length - 2).into(), None).is_some());
+        let asked: Vec<IpAddr> = (0..4096)
+            .map(|n| v4(2 * (n * 7919 % length) + 1).into())
+            .collect();
+        let mut next = asked.iter().cycle();
+        group.bench_function(BenchmarkId::new("free", length), |b| {
+            b.iter(|| bans.find(*black_box(next.next().expect("it cycles")), None));
+        });
+        group.bench_function(BenchmarkId::new("take in", length), |b| {
+            b.iter(|| decide(&Decisions::default(), length));
+        });
+    }
+}
+
+/// Memory of this process, in bytes.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("statm");
+    let pages = pages.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok());
+    pages.expect("a number") * 4096
 }

@@ -1,4 +1,12 @@
 //! The kinds of address a proxied connection knows, each a type of its own.
+//!
+//! ```
+//! use realpeer::addr::{ClientAddr, canonical};
+//!
+//! let client = ClientAddr(canonical("[::ffff:203.0.113.9]:51234".parse()?));
+//! assert_eq!(client.to_string(), "203.0.113.9:51234");
+//! # Ok::<(), std::net::AddrParseError>(())
+//! ```
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::addr::{ClientAddr, PeerAddr};
-use crate::bans::Bans;
+use crate::bans::{Banned, Bans};
 use crate::claims::Claims;
 use crate::config::{ListenerConfig, Untrusted};
 use crate::namespaces::Namespace;
@@ -187,7 +187,12 @@ impl Admission {
     ) -> Result<(), Refusal> {
         // It is the narrowest: who is spared it is spared all wider ones.
         match self.bans.find(client.ip(), self.listener.as_deref()) {
-            Some(ban) if !spares(&ban.network) => Err(Refusal::Banned(client, ban)),
+            Some(ban) if !spares(ban.network()) => {
+                if let Banned::Decided(decision) = &ban {
+                    decision.note_refusal();
+                }
+                Err(Refusal::Banned(client, ban))
+            }
             _ => Ok(()),
         }
     }

@@ -89,6 +89,11 @@ impl Clients {
         }
     }
 
+    /// Counts one that was let in elsewhere.
+    pub fn adopt(self: &Arc<Clients>, addr: ClientAddr) -> Option<Permit> {
+        self.open_one(Client::of(addr.ip()), u32::MAX)
+    }
+
     fn open_one(self: &Arc<Clients>, client: Client, most: u32) -> Option<Permit> {
         let mut all = self.open();
         let open = all.entry(client).or_default();

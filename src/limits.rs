@@ -3,6 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::{Config, Protocol};
+use crate::metrics;
 use crate::namespaces::DESCRIPTORS;
 use crate::tcp;
 
@@ -54,7 +55,9 @@ pub fn carried(config: &Config, limit: usize) -> usize {
     namespaces.sort_unstable();
     namespaces.dedup();
     let inside = namespaces.len() * DESCRIPTORS;
-    let rest = limit.saturating_sub(inside + RESERVED + 4 * workers + tcp + 3 * udp);
+    // Its socket, and its clients.
+    let metrics = config.process.metrics.map_or(0, |_| 1 + metrics::CLIENTS);
+    let rest = limit.saturating_sub(inside + RESERVED + metrics + 4 * workers + tcp + 3 * udp);
     let carried = match tcp {
         0 => rest,
         _ => {

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,6 +17,7 @@ use crate::config::{
     self, Choice, Config, ListenerConfig, Process, Protocol, RouteTarget, Source, Verbosity,
 };
 use crate::destination::Destinations;
+use crate::handover::message::{Activated, Place};
 use crate::listening::{Bound, Broken, Listening, cannot_listen};
 use crate::log;
 use crate::namespaces::{Namespaces, here};
@@ -23,6 +25,8 @@ use crate::proxy::Proxy;
 use crate::report::Reporter;
 use crate::routing;
 use crate::service::{Record, Service};
+use crate::sockets::{self, Sockets};
+use crate::udp::luggage::Luggage;
 use crate::upstream;
 
 /// An address and its protocol.
@@ -64,16 +68,46 @@ pub struct Prepared {
     admissions: Vec<Admission>,
     bound: Vec<(usize, Bound)>,
     close: Vec<Address>,
+    inherited: Inherited,
+}
+
+/// What the listeners of a process before this one were at.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// The flows of each socket of an address.
+    pub luggage: Vec<(Place, Vec<Luggage>)>,
+    /// The names of the listeners that were drained.
+    pub drained: HashSet<Option<Arc<str>>>,
+    /// What its sessions need.
+    pub targets: Vec<RouteTarget>,
 }
 
 impl Prepared {
-    /// Prepares the first configuration.
-    pub fn first(config: Config, proxy: &Proxy) -> Result<Prepared> {
-        Prepared::beside(&[], config, proxy)
+    /// Prepares the first configuration, with the sockets that there are.
+    pub fn first(config: Config, proxy: &Proxy, sockets: &mut Sockets) -> Result<Prepared> {
+        Prepared::beside(&[], config, proxy, sockets)
+    }
+
+    /// Takes over what the listeners of a process before this one were at.
+    pub fn inherit(&mut self, inherited: Inherited) {
+        self.inherited = inherited;
+    }
+
+    /// The addresses whose sockets were there before this process.
+    pub fn given(&self) -> Vec<Place> {
+        let given = self.bound.iter().filter(|(_, bound)| bound.is_given());
+        given
+            .map(|(_, bound)| Place::new(bound.protocol, bound.asked))
+            .collect()
     }
 
     /// Reads the lists and binds what is not held yet. Fails without a trace.
-    fn beside(held_by_us: &[&Listening], config: Config, proxy: &Proxy) -> Result<Prepared> {
+    fn beside(
+        held_by_us: &[&Listening],
+        config: Config,
+        proxy: &Proxy,
+        sockets: &mut Sockets,
+    ) -> Result<Prepared> {
         let loops = config::loops(&config);
         if !loops.is_empty() {
             return Err(config::told(&loops));
@@ -86,12 +120,13 @@ impl Prepared {
         let admissions = admissions.collect::<Result<_>>()?;
         let held: Vec<Address> = held_by_us.iter().map(|held| address(held)).collect();
         let Plan { open, close } = plan(&held, &config);
-        let bound = bind(&open, &close, held_by_us, &config)?;
+        let bound = bind(&open, &close, held_by_us, &config, sockets)?;
         Ok(Prepared {
             bound,
             config,
             admissions,
             close,
+            inherited: Inherited::default(),
         })
     }
 }
@@ -111,6 +146,7 @@ fn bind(
     close: &[Address],
     held: &[&Listening],
     config: &Config,
+    sockets: &mut Sockets,
 ) -> Result<Vec<(usize, Bound)>> {
     let overlapped = |protocol: Protocol, addr: SocketAddr| {
         held.iter().filter(move |old| {
@@ -125,11 +161,14 @@ fn bind(
                 .for_each(|old| old.bound.share(shared));
         }
     };
-    let bind = || {
+    let mut bind = || {
         let bound = open.iter().map(|(number, addr)| {
             let listener = &config.listeners[*number];
             let shared = overlapped(listener.protocol, *addr).next().is_some();
-            let bound = Bound::open(*addr, listener, shared);
+            let bound = match sockets.take(listener.protocol, *addr) {
+                Some(sockets) => Bound::given(*addr, sockets, listener),
+                None => Bound::open(*addr, listener, shared),
+            };
             Ok((*number, about(listener, bound)?))
         });
         let bound = bound.collect::<Result<Vec<_>>>()?;
@@ -144,6 +183,17 @@ fn bind(
     bound
 }
 
+/// What a process that takes over has to know before it is ready.
+#[derive(Debug)]
+pub struct Legacy {
+    /// The listening sockets.
+    pub sockets: Vec<(Place, Vec<Arc<std::os::fd::OwnedFd>>)>,
+    /// What needs its routing.
+    pub targets: Vec<RouteTarget>,
+    /// Addresses of a socket unit.
+    pub activated: Vec<Activated>,
+}
+
 /// The listeners that run.
 #[derive(Debug)]
 pub struct Listeners {
@@ -151,11 +201,22 @@ pub struct Listeners {
     pub proxy: Arc<Proxy>,
     source: Source,
     routing: routing::Handle,
+    activated: Vec<Activated>,
     namespaces: Arc<Namespaces>,
     broken: mpsc::UnboundedSender<Broken>,
     /// One reload at a time, so that what was read last is what is put in place last.
     reloading: Mutex<()>,
+    reloads: Reloads,
     state: Mutex<State>,
+}
+
+/// How often the configuration was read again.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    /// And put in place.
+    pub done: AtomicU64,
+    /// And left as it was, because something was wrong.
+    pub failed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -178,6 +239,8 @@ struct Stale {
     target: RouteTarget,
     /// Connections from then on do not go there.
     until: Instant,
+    /// Processes before this one have sessions that may go there.
+    elders: bool,
 }
 
 impl Listeners {
@@ -188,6 +251,7 @@ impl Listeners {
         prepared: Prepared,
         proxy: Arc<Proxy>,
         routing: routing::Handle,
+        activated: Vec<Activated>,
         namespaces: Arc<Namespaces>,
     ) -> (Listeners, mpsc::UnboundedReceiver<Broken>) {
         let (broken, breaks) = mpsc::unbounded_channel();
@@ -195,9 +259,11 @@ impl Listeners {
             proxy,
             source,
             routing,
+            activated,
             namespaces,
             broken,
             reloading: Mutex::default(),
+            reloads: Reloads::default(),
             state: Mutex::new(State {
                 config: prepared.config.clone(),
                 services: Vec::new(),
@@ -220,6 +286,11 @@ impl Listeners {
         let _turn = self.reloading.lock().await;
         self.proxy.manager.reloading();
         let reloaded = self.read_and_put_in_place().await;
+        let counter = match reloaded {
+            Ok(_) => &self.reloads.done,
+            Err(_) => &self.reloads.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
         match &reloaded {
             Ok(later) => {
                 match &self.source {
@@ -263,11 +334,16 @@ impl Listeners {
             bail!("realpeer stops");
         }
         let held: Vec<&Listening> = state.open.iter().chain(&state.retiring).collect();
+        sockets::activate(&self.activated, &mut config);
         let later = keep_what_needs_a_restart(&state.config.process, &held, &mut config);
+        if let Some(sandbox) = self.proxy.sandbox.get() {
+            sandbox.check(&config)?;
+        }
         let new = config.route_targets();
         self.namespaces.admit(&config)?;
         self.routing.check(&here(&new)).await?;
-        let prepared = Prepared::beside(&held, config, &self.proxy)?;
+        let mut none = Sockets::default();
+        let prepared = Prepared::beside(&held, config, &self.proxy, &mut none)?;
         state.outdate(&new);
         self.keep(state.needed(new)).await;
         if state.config.process.verbosity != prepared.config.process.verbosity {
@@ -290,7 +366,9 @@ impl Listeners {
         state.close_retired().await;
         let count = state.stale.len();
         state.stale.retain(|stale| {
-            stale.until > Instant::now() || stale.is_used(&self.proxy.targets_since(stale.until))
+            (stale.elders && !self.proxy.elders.are_gone())
+                || stale.until > Instant::now()
+                || stale.is_used(&self.proxy.targets_since(stale.until))
         });
         if state.stale.len() < count {
             let needed = state.needed(state.config.route_targets());
@@ -310,8 +388,19 @@ impl Listeners {
             admissions,
             bound,
             close,
+            inherited,
         } = prepared;
-        let drained = state.drained();
+        let mut drained = state.drained();
+        drained.extend(inherited.drained);
+        let new = config.route_targets();
+        let old = inherited.targets.into_iter();
+        let old = old.filter(|old| !new.contains(old));
+        state.stale.extend(old.map(|target| Stale {
+            target,
+            until: Instant::now(),
+            elders: true,
+        }));
+        let mut luggage = inherited.luggage;
         let back = state.close(&close, &bound).await;
         let services = config.listeners.iter().zip(admissions).enumerate();
         let services = services.map(|(number, (listener, admission))| {
@@ -336,11 +425,11 @@ impl Listeners {
                 destinations: Destinations::new(listener, listen),
                 upstream: upstream::Options {
                     place: match namespace.clone() {
-                        Some(namespace) => upstream::Place::Inside(namespace),
-                        None => upstream::Place::Here {
-                            marks: self.routing.marks(),
-                            asking: Arc::clone(&self.proxy.asking),
-                        },
+                        Some(namespace) => upstream::Place::within(namespace),
+                        None => upstream::Place::here(
+                            self.routing.marks(),
+                            Arc::clone(&self.proxy.asking),
+                        ),
                     },
                     mark: listener.mark,
                     source_port: listener.source_port,
@@ -373,12 +462,11 @@ impl Listeners {
             let service = Arc::clone(&state.services[number]);
             let record = Arc::clone(&service.record);
             let (protocol, addr, sockets) = (bound.protocol.word(), bound.addr, bound.sockets());
-            let mut listening = Listening::start(bound, service, self.broken.clone());
-            if drained.contains(&record.name)
-                && let Err(error) = listening.pause().await
-            {
-                tracing::error!(listener = record.label.as_deref(), listenAdr = %addr, %error, "cannot drain");
-            }
+            let place = Place::new(bound.protocol, bound.asked);
+            let ours = luggage.iter().position(|(of, _)| *of == place);
+            let flows = ours.map(|at| luggage.swap_remove(at).1).unwrap_or_default();
+            let (broken, paused) = (self.broken.clone(), drained.contains(&record.name));
+            let listening = Listening::start(bound, service, broken, paused, flows);
             state.open.push(listening);
             for _ in 0..sockets {
                 tracing::info!(listener = record.label.as_deref(), listenerNum = numbers[number], protocol, listenAdr = %addr, "listening");
@@ -404,6 +492,21 @@ impl Listeners {
             Arc::new(Record::new(name, label, reporter, self.proxy.workers.len()))
         });
         Arc::clone(record)
+    }
+
+    /// How often the configuration was read again.
+    pub fn reloads(&self) -> &Reloads {
+        &self.reloads
+    }
+
+    /// The other network namespaces that targets are in.
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// The policy routing of the targets.
+    pub fn routing(&self) -> &routing::Handle {
+        &self.routing
     }
 
     /// What is in force.
@@ -458,10 +561,80 @@ impl Listeners {
             let (protocol, addr) = (listening.bound.protocol, listening.bound.addr);
             listening
                 .resume()
-                .map_err(|error| anyhow!(cannot_listen(addr, protocol, &error)))?;
+                .map_err(|error| anyhow!(cannot_listen("-l", addr, protocol, &error)))?;
         }
         tracing::info!(listener = service.label(), "resumed");
         Ok(())
+    }
+
+    /// Keeps reloads away for as long as it lives, once the one that is under way has ended.
+    pub async fn no_reloads(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.reloading.lock().await
+    }
+
+    /// What another process that takes over has to know before it is ready.
+    pub async fn legacy(&self) -> Legacy {
+        let state = self.state.lock().await;
+        let sockets = state.open.iter().map(|listening| {
+            let place = Place::new(listening.bound.protocol, listening.bound.asked);
+            (place, listening.bound.descriptors().to_vec())
+        });
+        Legacy {
+            sockets: sockets.collect(),
+            targets: state.needed(state.config.route_targets()),
+            activated: self.activated.clone(),
+        }
+    }
+
+    /// Brings UDP to rest at these addresses, and passes on what is open there and which listeners
+    /// are drained.
+    pub async fn rest<E>(
+        &self,
+        taken: &[Place],
+        mut pass_on: impl AsyncFnMut(Place, usize, &crate::udp::listener::Listener) -> Result<(), E>,
+    ) -> Result<Vec<Option<String>>, E> {
+        let mut state = self.state.lock().await;
+        for listening in state.open.iter_mut() {
+            let place = Place::new(listening.bound.protocol, listening.bound.asked);
+            if taken.contains(&place) {
+                listening.rest().await;
+                for (number, listener) in listening.resting().iter().enumerate() {
+                    pass_on(place, number, listener).await?;
+                }
+            }
+        }
+        let drained = state.drained().into_iter();
+        Ok(drained
+            .map(|name| name.as_deref().map(str::to_owned))
+            .collect())
+    }
+
+    /// Goes on after `rest` and `hush`.
+    pub async fn go_on(&self) {
+        for listening in &mut self.state.lock().await.open {
+            listening.go_on();
+        }
+    }
+
+    /// Takes no connections for now; the kernel keeps them.
+    pub async fn hush(&self) {
+        for listening in &mut self.state.lock().await.open {
+            listening.hush().await;
+        }
+    }
+
+    /// Leaves these addresses to another process, and closes the others.
+    pub async fn leave(&self, taken: &[Place]) {
+        let mut state = self.state.lock().await;
+        let state = &mut *state;
+        state.stopped = true;
+        for listening in std::mem::take(&mut state.open) {
+            let place = Place::new(listening.bound.protocol, listening.bound.asked);
+            match taken.contains(&place) {
+                true => listening.leave().await,
+                false => state.retiring.extend(listening.close().await),
+            }
+        }
     }
 
     /// Closes all of them, and ends the UDP flows.
@@ -547,8 +720,14 @@ impl State {
         // A connection is listed a moment after it got the rules of before.
         let until = Instant::now() + Duration::from_secs(1);
         let old = self.config.route_targets().into_iter();
-        let old = old.map(|target| Stale { target, until });
-        self.stale.retain(|stale| !new.contains(&stale.target));
+        let elders = false;
+        let old = old.map(|target| Stale {
+            target,
+            until,
+            elders,
+        });
+        self.stale
+            .retain(|stale| stale.elders || !new.contains(&stale.target));
         self.stale
             .extend(old.filter(|old| !new.contains(&old.target)));
     }
@@ -596,8 +775,13 @@ fn keep_what_needs_a_restart(was: &Process, held: &[&Listening], new: &mut Confi
     keep(was.control_group != is.control_group, "control-group");
     keep(was.state_dir != is.state_dir, "state-dir");
     keep(was.log_format != is.log_format, "log-format");
+    keep(was.metrics != is.metrics, "metrics");
+    keep(was.user != is.user, "user");
+    keep(was.sandbox != is.sandbox, "sandbox");
+    keep(was.crowdsec != is.crowdsec, "[crowdsec]");
     *is = Process {
         drain_timeout: is.drain_timeout,
+        upgrade_drain: is.upgrade_drain,
         verbosity: is.verbosity,
         ..was.clone()
     };

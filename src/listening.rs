@@ -3,10 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -16,6 +16,7 @@ use crate::service::{Current, Service};
 use crate::sys;
 use crate::tcp;
 use crate::udp;
+use crate::udp::luggage::Luggage;
 
 /// A listener broke: its address, and why.
 pub type Broken = (SocketAddr, io::Error);
@@ -30,6 +31,8 @@ pub struct Bound {
     /// The address as the kernel knows it: with a port, if none was asked for.
     pub addr: SocketAddr,
     sockets: Vec<Arc<OwnedFd>>,
+    /// They were there before this process.
+    given: bool,
 }
 
 impl Bound {
@@ -45,7 +48,7 @@ impl Bound {
         let mut sockets = Vec::with_capacity(config.listeners);
         for _ in 0..config.listeners {
             let socket = open(addr, config, shared)
-                .map_err(|error| anyhow!(cannot_listen(addr, protocol, &error)))?;
+                .map_err(|error| anyhow!(cannot_listen("-l", addr, protocol, &error)))?;
             // Port 0 lets the kernel choose: the others share its choice.
             let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
             addr = bound.context("the listener has no address")?;
@@ -59,7 +62,49 @@ impl Bound {
             asked,
             addr,
             sockets,
+            given: false,
         })
+    }
+
+    /// Takes sockets that were there before this process.
+    pub fn given(
+        asked: SocketAddr,
+        sockets: Vec<OwnedFd>,
+        config: &ListenerConfig,
+    ) -> Result<Bound> {
+        let protocol = config.protocol;
+        let mut addr = asked;
+        let mut all = Vec::with_capacity(sockets.len());
+        for socket in sockets.into_iter().map(Socket::from) {
+            let set = match protocol {
+                Protocol::Tcp => tcp::listener::set_up(&socket, config),
+                Protocol::Udp => udp::listener::set_up(&socket, asked, config),
+            };
+            set.map_err(|error| anyhow!(cannot_listen("-l", addr, protocol, &error)))?;
+            let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+            addr = bound.context("the listener has no address")?;
+            all.push(Arc::new(socket.into()));
+        }
+        if protocol == Protocol::Udp {
+            udp::listener::prepare(&all, config);
+        }
+        Ok(Bound {
+            protocol,
+            asked,
+            addr,
+            sockets: all,
+            given: true,
+        })
+    }
+
+    /// The sockets, to be passed on.
+    pub fn descriptors(&self) -> &[Arc<OwnedFd>] {
+        &self.sockets
+    }
+
+    /// Whether the sockets were there before this process.
+    pub fn is_given(&self) -> bool {
+        self.given
     }
 
     /// How many sockets there are.
@@ -80,13 +125,14 @@ impl Bound {
 
     /// Lets TCP connections come. Fails if somebody else listens there since the sockets were bound.
     pub fn listen(&self) -> Result<()> {
-        if self.protocol == Protocol::Udp {
+        // Those that were given listen already, or are drained.
+        if self.protocol == Protocol::Udp || self.given {
             return Ok(());
         }
         for socket in &self.sockets {
             SockRef::from(&**socket)
                 .listen(tcp::listener::BACKLOG)
-                .map_err(|error| anyhow!(cannot_listen(self.addr, self.protocol, &error)))?;
+                .map_err(|error| anyhow!(cannot_listen("-l", self.addr, self.protocol, &error)))?;
         }
         Ok(())
     }
@@ -108,29 +154,50 @@ pub struct Listening {
     /// The service of its new connections.
     pub current: Arc<Current>,
     broken: mpsc::UnboundedSender<Broken>,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: Vec<Task>,
+    /// UDP listeners that rest.
+    resting: Mutex<Resting>,
 }
 
+type Resting = Vec<Box<udp::listener::Listener>>;
+
+/// A UDP listener that has to leave gives back itself.
+type Task = JoinHandle<Option<Box<udp::listener::Listener>>>;
+
 impl Listening {
-    /// Takes connections or datagrams from now on.
+    /// Takes connections or datagrams from now on; `paused`: as after `pause`. `luggage` is what a
+    /// process before this one had open, for each UDP socket.
     pub fn start(
         bound: Bound,
         service: Arc<Service>,
         broken: mpsc::UnboundedSender<Broken>,
+        paused: bool,
+        luggage: Vec<Luggage>,
     ) -> Listening {
         let mut listening = Listening {
             current: Arc::new(Current::new(service)),
             bound,
             broken,
             tasks: Vec::new(),
+            resting: Mutex::default(),
         };
-        listening.spawn();
+        listening.current.pause(paused);
+        if !paused || listening.bound.protocol == Protocol::Udp {
+            listening.spawn(luggage);
+        } else {
+            listening.take_waiting();
+            for socket in &listening.bound.sockets {
+                // It may be so already.
+                let _ = sys::socket::stop_listening(&**socket);
+            }
+        }
         listening
     }
 
-    fn spawn(&mut self) {
+    fn spawn(&mut self, luggage: Vec<Luggage>) {
         let service = self.current.get();
         let workers = &service.proxy.workers;
+        let mut luggage = luggage.into_iter();
         for (number, socket) in self.bound.sockets.iter().enumerate() {
             let own = number % workers.len();
             let (current, socket) = (Arc::clone(&self.current), Arc::clone(socket));
@@ -139,13 +206,72 @@ impl Listening {
                 Protocol::Tcp => workers[own].handle.spawn(async move {
                     let error = tcp::listener::run(current, socket, own).await;
                     let _ = broken.send((addr, error));
+                    None
                 }),
-                Protocol::Udp => workers[own].handle.spawn(async move {
-                    let error = udp::listener::run(current, socket, own).await;
-                    let _ = broken.send((addr, error));
-                }),
+                Protocol::Udp => {
+                    let luggage = luggage.next().unwrap_or_default();
+                    workers[own].handle.spawn(async move {
+                        let listener = udp::listener::Listener::new(current, socket, own, luggage);
+                        carry(listener.map(Box::new), addr, broken).await
+                    })
+                }
             };
             self.tasks.push(task);
+        }
+    }
+
+    /// Brings UDP to rest: datagrams wait in the socket from now on. What the flows are is then told
+    /// by `resting`.
+    pub async fn rest(&mut self) {
+        if self.bound.protocol == Protocol::Tcp {
+            return;
+        }
+        self.current.leave(true);
+        let service = self.current.get();
+        for worker in &service.proxy.workers {
+            worker.sessions.wake_flows();
+        }
+        for task in std::mem::take(&mut self.tasks) {
+            let listener = task.await.ok().flatten();
+            self.resting().extend(listener);
+        }
+    }
+
+    /// The UDP listeners that rest, one for each socket.
+    pub fn resting(&mut self) -> &mut Resting {
+        let resting = self.resting.get_mut();
+        resting.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes no connections for now; the kernel keeps them.
+    pub async fn hush(&mut self) {
+        if self.bound.protocol == Protocol::Tcp {
+            self.stop().await;
+        }
+    }
+
+    /// Goes on after `rest` and `hush`.
+    pub fn go_on(&mut self) {
+        self.current.leave(false);
+        let is_tcp = self.bound.protocol == Protocol::Tcp;
+        if is_tcp && self.tasks.is_empty() && !self.current.is_paused() {
+            self.spawn(Vec::new());
+        }
+        let service = self.current.get();
+        let resting = std::mem::take(self.resting());
+        for listener in resting {
+            let (broken, addr) = (self.broken.clone(), self.bound.addr);
+            let worker = &service.proxy.workers[listener.worker()];
+            let task = worker.handle.spawn(carry(Ok(listener), addr, broken));
+            self.tasks.push(task);
+        }
+    }
+
+    /// Leaves the sockets and the flows to another process, which has them, too.
+    pub async fn leave(mut self) {
+        self.stop().await;
+        for listener in self.resting() {
+            listener.let_go();
         }
     }
 
@@ -175,7 +301,7 @@ impl Listening {
             for socket in &self.bound.sockets {
                 SockRef::from(&**socket).listen(tcp::listener::BACKLOG)?;
             }
-            self.spawn();
+            self.spawn(Vec::new());
         }
         self.current.pause(false);
         Ok(())
@@ -217,8 +343,26 @@ impl Listening {
     }
 }
 
-/// What the kernel's refusal of a listening socket means, and what to do (ip(7), tcp(7)).
-pub fn cannot_listen(listen: SocketAddr, protocol: Protocol, error: &io::Error) -> String {
+async fn carry(
+    listener: io::Result<Box<udp::listener::Listener>>,
+    addr: SocketAddr,
+    broken: mpsc::UnboundedSender<Broken>,
+) -> Option<Box<udp::listener::Listener>> {
+    let ended = match listener {
+        Ok(listener) => listener.run().await,
+        Err(error) => Err(error),
+    };
+    ended.map_err(|error| broken.send((addr, error))).ok()
+}
+
+/// What the kernel's refusal of a listening socket means, and what to do (ip(7), tcp(7)). `flag`
+/// is where the address comes from.
+pub fn cannot_listen(
+    flag: &str,
+    listen: SocketAddr,
+    protocol: Protocol,
+    error: &io::Error,
+) -> String {
     let port = listen.port();
     let cure = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
@@ -227,11 +371,15 @@ pub fn cannot_listen(listen: SocketAddr, protocol: Protocol, error: &io::Error) 
                 Protocol::Udp => "ss -lunp",
             };
             format!(
-                "another program has the port: `{list} 'sport = {port}'` shows which; stop it, or choose another port with -l"
+                "another program has the port: `{list} 'sport = {port}'` shows which; stop it, or choose another port with {flag}"
             )
         }
         Some(libc::EADDRNOTAVAIL) => {
-            "no interface of this host has the address: `ip address` lists those it has; for others there is -listen-transparent".to_owned()
+            let has = "no interface of this host has the address: `ip address` lists those it has";
+            match flag {
+                "-l" => format!("{has}; for others there is -listen-transparent"),
+                _ => has.to_owned(),
+            }
         }
         Some(libc::EACCES) => {
             "a port below 1024 needs CAP_NET_BIND_SERVICE: be root, or put AmbientCapabilities=CAP_NET_BIND_SERVICE into the unit".to_owned()

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
 use prefix_trie::joint::set::JointPrefixSet;
 
+use crate::sandbox;
+
 /// A list of networks, or where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkList {
@@ -59,7 +61,8 @@ impl Networks {
     /// As `load`, for a file that may list nothing.
     pub fn load_any(path: &Path) -> Result<Networks> {
         let name = path.display();
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {name}{}", sandbox::hint(path)))?;
         let mut networks = Networks::default();
         for (number, line) in text.lines().enumerate() {
             let entry = line.split('#').next().unwrap_or_default().trim();

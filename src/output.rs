@@ -6,10 +6,15 @@ use std::io::{self, ErrorKind, Write};
 
 /// Prints to standard output. Fails where somebody misses it, as on a full disk.
 pub fn print(text: impl fmt::Display) -> io::Result<()> {
+    print_or_stop(text).map(drop)
+}
+
+/// As `print`, and tells whether somebody still reads.
+pub fn print_or_stop(text: impl fmt::Display) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => result,
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true),
     }
 }
 

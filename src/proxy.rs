@@ -1,9 +1,9 @@
 //! What all connections of a running process share, whichever listener they came by.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
@@ -12,7 +12,11 @@ use tokio::sync::Notify;
 use crate::addr::TargetAddr;
 use crate::bans::Bans;
 use crate::claims::Host;
+use crate::crowdsec;
+use crate::events::Events;
+use crate::handover::elders::Elders;
 use crate::report::Volume;
+use crate::sandbox::Sandbox;
 use crate::sessions::{EndedBy, Session, SessionId, Sessions};
 use crate::systemd::Manager;
 use crate::upstream::Asking;
@@ -22,6 +26,10 @@ use crate::upstream::Asking;
 pub struct Proxy {
     /// The clients that are banned for now.
     pub bans: Arc<Bans>,
+    /// What happens, for whoever watches.
+    pub events: Arc<Events>,
+    /// How decisions are read from a CrowdSec engine, if they are.
+    pub crowdsec: Option<Arc<crowdsec::State>>,
     /// The addresses of this host, which not everybody may claim.
     pub host: Arc<ArcSwap<Host>>,
     /// For the sockets that claim addresses.
@@ -36,8 +44,14 @@ pub struct Proxy {
     pub manager: Manager,
     /// No new connections are taken, and the end of each is told.
     pub draining: AtomicBool,
+    /// Processes before this one that still carry sessions.
+    pub elders: Elders,
     /// Told at each connection's end while draining.
     pub ended: Notify,
+    /// Empty until the process has entered it.
+    pub sandbox: OnceLock<Sandbox>,
+    /// When the process began.
+    pub started: SystemTime,
 }
 
 impl Proxy {

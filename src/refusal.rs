@@ -1,11 +1,10 @@
 //! Why a client was not served, in words for the administrator.
 
 use std::mem::{Discriminant, discriminant};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::{ClientAddr, TargetAddr};
-use crate::bans::Ban;
+use crate::bans::Banned;
 use crate::claims::Oddity;
 use crate::config::Rate;
 use crate::header::HeaderError;
@@ -44,7 +43,7 @@ pub enum Refusal {
     BogusClient(ClientAddr, Oddity),
     /// The client is banned.
     #[error("the client {0} is banned: {1}")]
-    Banned(ClientAddr, Arc<Ban>),
+    Banned(ClientAddr, Banned),
     /// A rule names the client.
     #[error("the client {0} is in the denied-clients file")]
     ClientDenied(ClientAddr),

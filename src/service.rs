@@ -3,22 +3,25 @@
 //! A connection keeps the service that admitted it. A reload puts another one in the listener's
 //! place, for connections from then on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
 use crate::admission::Admission;
 use crate::client_limits::{Clients, Limits, Permit};
-use crate::config::ListenerConfig;
+use crate::config::{ListenerConfig, Protocol};
 use crate::destination::Destinations;
+use crate::events::Event;
+use crate::histogram::{Histogram, Times};
 use crate::proxy::{Proxy, Worker};
 use crate::refusal::Refusal;
 use crate::report::{Reporter, Subject};
 use crate::sessions::{EndedBy, Route, SessionId};
 use crate::stats::{Count, Stats};
-use crate::upstream;
+use crate::upstream::{self, UpstreamError};
 
 /// A listener's rules, and what belongs to it.
 #[derive(Debug)]
@@ -50,6 +53,20 @@ pub struct Record {
     pub clients: Arc<Clients>,
     /// What happened, by worker.
     pub tallies: Vec<Tally>,
+    unreachable: Mutex<Option<Unreachable>>,
+}
+
+/// The last time that a listener's own target could not be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Unreachable {
+    /// Where the connection was to go.
+    pub target: TargetAddr,
+    /// What the target did, as the end of a sentence that begins with it.
+    pub why: &'static str,
+    /// When it was.
+    pub at: Instant,
+    /// How often a target had answered by then.
+    answered: u64,
 }
 
 /// What happened to a listener's connections on one worker, on cache lines of its own.
@@ -58,6 +75,10 @@ pub struct Record {
 pub struct Tally {
     /// Counts.
     pub stats: Stats,
+    /// How long peers took to send their headers.
+    pub header: Histogram,
+    /// How long backends took to answer.
+    pub backend: Histogram,
     open: AtomicUsize,
 }
 
@@ -75,6 +96,7 @@ impl Record {
             reporter,
             clients: Arc::default(),
             tallies: (0..workers).map(|_| Tally::default()).collect(),
+            unreachable: Mutex::default(),
         }
     }
 
@@ -92,6 +114,34 @@ impl Record {
             .iter()
             .map(|tally| tally.stats.read(count))
             .sum()
+    }
+
+    /// Times, of all workers.
+    pub fn times(&self, which: impl Fn(&Tally) -> &Histogram) -> Times {
+        let mut times = Times::default();
+        self.tallies
+            .iter()
+            .for_each(|tally| times.add(which(tally)));
+        times
+    }
+
+    /// The last time that the target could not be reached, if none has answered since.
+    pub fn unreachable(&self, protocol: Protocol) -> Option<Unreachable> {
+        let last = *self.last_unreachable();
+        last.filter(|last| last.answered == self.answered(protocol))
+    }
+
+    /// A UDP flow is served once it has a socket, which says nothing of the backend.
+    fn answered(&self, protocol: Protocol) -> u64 {
+        self.count(match protocol {
+            Protocol::Tcp => Count::Served,
+            Protocol::Udp => Count::DatagramsDown,
+        })
+    }
+
+    fn last_unreachable(&self) -> std::sync::MutexGuard<'_, Option<Unreachable>> {
+        let last = self.unreachable.lock();
+        last.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,8 +167,10 @@ impl Service {
     ) {
         let kind = refusal.count();
         self.add(worker, kind, 1);
+        self.tell_refused(peer, refusal, client, target);
         let served = self.record.count(Count::Served);
         self.record.reporter.note(kind, Some(peer.ip()), served);
+        self.note_unreachable(refusal);
         let subject = Subject {
             reason: Some(refusal.reason()),
             target,
@@ -134,6 +186,53 @@ impl Service {
                 "dropping connection"
             );
         }
+    }
+
+    /// Notes that the target could not be reached, if that is why. Where headers name the targets,
+    /// one of them says nothing of the others; and what is wrong with one client alone says nothing.
+    pub fn note_unreachable(&self, refusal: &Refusal) {
+        let (target, why) = match refusal {
+            _ if self.config.dynamic_destination => return,
+            Refusal::Upstream(UpstreamError::Refused(target)) => (*target, "refuses connections"),
+            Refusal::Upstream(UpstreamError::Timeout { target, .. }) => {
+                (*target, "does not answer")
+            }
+            _ => return,
+        };
+        *self.record.last_unreachable() = Some(Unreachable {
+            target,
+            why,
+            at: Instant::now(),
+            answered: self.record.answered(self.config.protocol),
+        });
+    }
+
+    /// Tells those who watch that a connection or datagram was refused.
+    pub fn tell_refused(
+        &self,
+        peer: PeerAddr,
+        refusal: &Refusal,
+        client: Option<ClientAddr>,
+        target: Option<TargetAddr>,
+    ) {
+        self.tell(|| Event::Refused {
+            listener: self.name(),
+            reason: refusal.count().name().to_owned(),
+            error: self.destinations.explain(refusal).to_string(),
+            client: client.map(|client| client.0),
+            peer: peer.0,
+            target: target.map(|target| target.0),
+        });
+    }
+
+    /// Tells those who watch what happens. While nobody does, `event` is not called.
+    pub fn tell(&self, event: impl FnOnce() -> Event) {
+        self.proxy.events.tell(event);
+    }
+
+    /// Its name, for an event.
+    pub fn name(&self) -> Option<String> {
+        self.record.name.as_deref().map(str::to_owned)
     }
 
     /// UDP flows that one socket may have open.
@@ -174,6 +273,12 @@ impl Service {
         }
     }
 
+    /// Counts a flow that another process let in, whatever the limits say.
+    pub fn adopt(&self, client: ClientAddr) -> Option<Permit> {
+        let most = self.config.max_connections_per_client;
+        most.and_then(|_| self.record.clients.adopt(client))
+    }
+
     /// Notes that a worker carries one connection or UDP flow more.
     pub fn began(&self, worker: usize) {
         self.proxy.workers[worker].began();
@@ -197,6 +302,8 @@ pub struct Current {
     // Read for each connection: a lock would be shared by all workers.
     service: ArcSwap<Service>,
     paused: AtomicBool,
+    /// Its tasks are to come to rest, for another process takes over.
+    leaving: AtomicBool,
     /// UDP flows open.
     flows: AtomicUsize,
 }
@@ -207,6 +314,7 @@ impl Current {
         Current {
             service: ArcSwap::new(service),
             paused: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             flows: AtomicUsize::new(0),
         }
     }
@@ -230,6 +338,16 @@ impl Current {
     /// Whether nothing new is taken.
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Whether its tasks are to come to rest.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Says whether its tasks are to come to rest; those of UDP are to be woken then.
+    pub fn leave(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Relaxed);
     }
 
     /// UDP flows open at the address.
@@ -285,6 +403,11 @@ impl Slot {
         }
     }
 
+    /// Its number among the sessions.
+    pub fn id(&self) -> Option<SessionId> {
+        self.session
+    }
+
     /// Counts a refused connection and logs it, if it is its turn.
     pub fn report(
         &self,
@@ -305,6 +428,11 @@ impl Slot {
     /// Counts on its worker.
     pub fn add(&self, count: Count, n: u64) {
         self.service.add(self.worker, count, n);
+    }
+
+    /// Counts a time on its worker.
+    pub fn observe(&self, time: Duration, which: impl Fn(&Tally) -> &Histogram) {
+        which(&self.service.record.tallies[self.worker]).observe(time);
     }
 
     fn worker(&self) -> &Worker {

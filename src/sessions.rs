@@ -151,6 +151,21 @@ impl Sessions {
         self.kills.subscribe()
     }
 
+    /// Lets UDP listeners look around.
+    pub fn wake_flows(&self) {
+        self.kills.send_replace(());
+    }
+
+    /// The highest id that was given so far, or will have been with the next.
+    pub fn last_id(&self) -> SessionId {
+        self.open().next
+    }
+
+    /// Gives ids above this one from now on, which are those of another process.
+    pub fn begin_above(&self, id: SessionId) {
+        self.open().next += id;
+    }
+
     /// Tells whose connection it is. Whoever bans that client from now on finds it here.
     pub fn introduce(&self, id: SessionId, route: Route) {
         if let Some(session) = self.open().sessions.get_mut(&id) {
@@ -192,6 +207,11 @@ impl Sessions {
         all
     }
 
+    /// Looks at all open connections.
+    pub fn each(&self, mut look: impl FnMut(&Session)) {
+        self.visit(|_, session| look(session));
+    }
+
     /// Where connections go that were open at `then`, each target once; `None` for those whose
     /// header is still read.
     pub fn targets_since(&self, then: Instant) -> HashSet<Option<TargetAddr>> {
@@ -204,16 +224,32 @@ impl Sessions {
         all
     }
 
+    /// Shows all of them, page by page. The thread does other work in between.
+    pub async fn look(&self, mut action: impl FnMut(&Session)) {
+        for page in self.ids().chunks(PAGE) {
+            self.visit_page(page, |_, session| action(session));
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Goes through all of them, page by page, so that no connection waits for long.
     fn visit(&self, mut action: impl FnMut(SessionId, &mut Session)) {
+        for page in self.ids().chunks(PAGE) {
+            self.visit_page(page, &mut action);
+        }
+    }
+
+    fn ids(&self) -> Vec<SessionId> {
         let mut ids: Vec<SessionId> = self.open().sessions.keys().copied().collect();
         ids.sort_unstable();
-        for page in ids.chunks(PAGE) {
-            let mut open = self.open();
-            for id in page {
-                if let Some(session) = open.sessions.get_mut(id) {
-                    action(*id, session);
-                }
+        ids
+    }
+
+    fn visit_page(&self, page: &[SessionId], mut action: impl FnMut(SessionId, &mut Session)) {
+        let mut open = self.open();
+        for id in page {
+            if let Some(session) = open.sessions.get_mut(id) {
+                action(*id, session);
             }
         }
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -23,7 +24,11 @@ const STATUS: Duration = Duration::from_secs(2);
 
 /// systemd, if it started us and wants to be notified.
 #[derive(Debug, Default)]
-pub struct Manager(Option<SocketAddr>);
+pub struct Manager {
+    address: Option<SocketAddr>,
+    /// It listens to another process now.
+    silent: AtomicBool,
+}
 
 impl Manager {
     /// Whoever listens on the socket that NOTIFY_SOCKET names: a path, or an abstract name behind `@`.
@@ -32,7 +37,10 @@ impl Manager {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
             _ => SocketAddr::from_pathname(name),
         });
-        Ok(Manager(address.transpose()?))
+        Ok(Manager {
+            address: address.transpose()?,
+            silent: AtomicBool::new(false),
+        })
     }
 
     /// Everything is in place, after a start or a reload.
@@ -48,6 +56,13 @@ impl Manager {
         self.notify(&states.into_iter().flatten().collect::<Vec<_>>());
     }
 
+    /// Another process is the main one of the service from now on, and is listened to; this one is
+    /// silent.
+    pub fn succeeded_by(&self, pid: u32) {
+        self.notify(&[NotifyState::MainPid(pid)]);
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
     /// The end has begun.
     pub fn stopping(&self) {
         self.notify(&[NotifyState::Stopping]);
@@ -61,9 +76,12 @@ impl Manager {
 
     /// The crate's own function would look for the socket in the environment.
     fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
-        let Some(address) = &self.0 else {
+        let Some(address) = &self.address else {
             return Ok(());
         };
+        if self.silent.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let lines: String = states.iter().map(|state| format!("{state}\n")).collect();
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
@@ -74,7 +92,7 @@ impl Manager {
 /// Sends what `systemctl status` shows.
 pub async fn show_status(listeners: &Listeners) {
     let manager = &listeners.proxy.manager;
-    if manager.0.is_none() {
+    if manager.address.is_none() {
         return;
     }
     let mut tick = interval(STATUS);

@@ -1,4 +1,27 @@
 //! Opens the socket that claims the client's address. Knows nothing of PROXY headers.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use realpeer::addr::{ClientAddr, TargetAddr};
+//! use realpeer::routing::Marks;
+//! use realpeer::upstream::{Asking, Kind, Options, Place, SourcePort, UpstreamError, connect};
+//!
+//! let options = Options {
+//!     place: Place::here(Arc::new(Marks::default()), Arc::new(Asking::new()?)),
+//!     mark: None,
+//!     source_port: SourcePort::Keep,
+//!     keepalive: None,
+//! };
+//! let client = ClientAddr("203.0.113.9:51234".parse()?);
+//! let target = TargetAddr("127.0.0.1:22".parse()?);
+//! match connect(client, target, Kind::Datagram { shared: false }, &options) {
+//!     Ok(connecting) => println!("{:?} sends as {client}", connecting.socket),
+//!     // CAP_NET_ADMIN or CAP_NET_RAW is needed.
+//!     Err(error) => assert!(matches!(error, UpstreamError::NotPermitted)),
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,8 +33,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::addr::{ClientAddr, TargetAddr};
-use crate::config::{SourcePort, TargetNetns};
-use crate::namespaces::{Inside, Namespace, Reason};
+pub use crate::config::SourcePort;
+use crate::namespaces::{Inside, Namespace};
 use crate::routing::Marks;
 use crate::sys;
 
@@ -33,14 +56,12 @@ pub struct Options {
 
 /// The network that sockets are opened in.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub struct Place(Network);
+
+#[derive(Clone, Debug)]
+enum Network {
     /// This host's own.
-    Here {
-        /// SO_MARK by the target, where the routing needs one.
-        marks: Arc<Marks>,
-        /// Asks the kernel about addresses.
-        asking: Arc<Asking>,
-    },
+    Here(Arc<Marks>, Arc<Asking>),
     /// Another namespace, while it is there.
     Inside(Arc<Namespace>),
 }
@@ -52,13 +73,30 @@ enum Open<'a> {
 }
 
 impl Place {
+    /// This host's own network. `marks` has the SO_MARK of each target, where the routing needs one;
+    /// `asking` asks the kernel about addresses.
+    pub fn here(marks: Arc<Marks>, asking: Arc<Asking>) -> Place {
+        Place(Network::Here(marks, asking))
+    }
+
+    /// Another network namespace.
+    pub(crate) fn within(namespace: Arc<Namespace>) -> Place {
+        Place(Network::Inside(namespace))
+    }
+
+    /// What holds the routing of another namespace in place, for a socket there. Fails while the
+    /// namespace is gone.
+    pub(crate) fn inside(&self) -> Result<Option<Arc<Inside>>, UpstreamError> {
+        Ok(self.open()?.into_inside())
+    }
+
     fn open(&self) -> Result<Open<'_>, UpstreamError> {
-        match self {
-            Place::Here { marks, asking } => Ok(Open::Here(marks, asking)),
-            Place::Inside(namespace) => match namespace.inside() {
+        match &self.0 {
+            Network::Here(marks, asking) => Ok(Open::Here(marks, asking)),
+            Network::Inside(namespace) => match namespace.inside() {
                 Ok(inside) => Ok(Open::Inside(inside)),
                 Err(reason) => Err(UpstreamError::TargetGone {
-                    netns: namespace.netns.clone(),
+                    netns: namespace.netns.to_string(),
                     reason,
                 }),
             },
@@ -67,6 +105,13 @@ impl Place {
 }
 
 impl Open<'_> {
+    fn into_inside(self) -> Option<Arc<Inside>> {
+        match self {
+            Open::Here(..) => None,
+            Open::Inside(inside) => Some(inside),
+        }
+    }
+
     /// A non-blocking socket there.
     fn socket(&self, domain: Domain, transport: Type) -> io::Result<Socket> {
         let protocol = match transport {
@@ -87,11 +132,11 @@ impl Open<'_> {
     }
 
     fn mark(&self, target: TargetAddr) -> Option<u32> {
-        let marks = match self {
-            Open::Here(marks, _) => marks,
-            Open::Inside(inside) => &*inside.marks,
+        let inside = match self {
+            Open::Here(marks, _) => return marks.of(target.ip()),
+            Open::Inside(inside) => inside,
         };
-        marks.of(target.ip(), || {
+        inside.marks.of_place(target.ip(), || {
             let any_port = SocketAddr::new(target.ip(), 0);
             let socket = self.socket(Domain::for_address(any_port), Type::DGRAM);
             socket.is_ok_and(|socket| socket.bind(&any_port.into()).is_ok())
@@ -135,7 +180,7 @@ pub struct Connecting {
     /// The claimed port was taken, so the kernel chose a free one.
     pub port_replaced: bool,
     /// The namespace that it is in, if not this host's own: to be held as long as the socket.
-    pub inside: Option<Arc<Inside>>,
+    pub(crate) inside: Option<Arc<Inside>>,
 }
 
 /// Why the backend could not be reached in the client's name.
@@ -185,9 +230,9 @@ pub enum UpstreamError {
     #[error("the network namespace of the targets, {netns}, is gone: {reason}")]
     TargetGone {
         /// As it was asked for.
-        netns: TargetNetns,
+        netns: String,
         /// Why.
-        reason: Reason,
+        reason: Arc<str>,
     },
     /// Anything else.
     #[error("cannot connect to the backend {target} as {client}: {source}")]
@@ -226,10 +271,7 @@ pub fn connect(
     Ok(Connecting {
         socket,
         port_replaced,
-        inside: match place {
-            Open::Here(..) => None,
-            Open::Inside(inside) => Some(inside),
-        },
+        inside: place.into_inside(),
     })
 }
 

@@ -6,9 +6,8 @@ mod support;
 use std::net::TcpStream;
 
 use realpeer::addr::{ClientAddr, TargetAddr, canonical};
-use realpeer::config::SourcePort;
 use realpeer::routing::Marks;
-use realpeer::upstream::{self, Kind, UpstreamError};
+use realpeer::upstream::{self, Kind, SourcePort, UpstreamError};
 use support::datagrams::{Scene, assert_silent, every, receive, spp};
 use support::header::{v1, v2};
 use support::stage::{CLIENT, PROXY, VISITED, VISITED6};
@@ -146,10 +145,10 @@ fn a_socket_that_sends_from_another_address_than_its_claim_is_none() {
     let _backend = Backend::listen(&server, "127.0.0.1:9000");
     let asking = server.enter(upstream::Asking::new);
     let options = upstream::Options {
-        place: upstream::Place::Here {
-            marks: Marks::default().into(),
-            asking: asking.expect("a socket to ask with").into(),
-        },
+        place: upstream::Place::here(
+            Marks::default().into(),
+            asking.expect("a socket to ask with").into(),
+        ),
         mark: None,
         source_port: SourcePort::Keep,
         keepalive: None,

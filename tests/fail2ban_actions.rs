@@ -20,6 +20,14 @@ fn counted(files: &TempDir) -> String {
     path
 }
 
+/// The shipped action, by this program.
+fn action(ctl: &Ctl, program: &str) -> String {
+    format!(
+        "realpeer[options=\"-control {}\", realpeer={program}]",
+        ctl.path()
+    )
+}
+
 fn calls(files: &TempDir, action: &str) -> usize {
     let calls = fs::read_to_string(files.path("calls")).unwrap_or_default();
     calls.matches(action).count()
@@ -32,11 +40,7 @@ fn a_ban_and_an_unban_during_a_restart_are_made_good() {
     let state = ctl.state().display().to_string();
     let flags = ["-control", &ctl.path(), "-state-dir", &state];
     let mut stage = Stage::new(&flags);
-    let action = format!(
-        "realpeer[options=\"-control {}\", realpeer={}]",
-        ctl.path(),
-        counted(&files)
-    );
+    let action = action(&ctl, &counted(&files));
     let fail2ban = Fail2ban::start(&stage.server, &idle_jail("ssh", &action));
     for (action, call, banned) in [("banip", " ban ", true), ("unbanip", " unban ", false)] {
         stage.proxy.signal(nix::sys::signal::Signal::SIGTERM);
@@ -57,11 +61,7 @@ fn a_ban_and_an_unban_during_a_restart_are_made_good() {
 fn a_proxy_that_stays_away_is_told() {
     let (ctl, files) = (Ctl::new(), TempDir::new());
     let host = support::Host::new("server");
-    let action = format!(
-        "realpeer[options=\"-control {}\", realpeer={}]",
-        ctl.path(),
-        counted(&files)
-    );
+    let action = action(&ctl, &counted(&files));
     let fail2ban = Fail2ban::start(&host, &idle_jail("ssh", &action));
     fail2ban.tell(&host, "set ssh banip 203.0.113.9");
     // fail2ban itself tries twice what fails.
@@ -74,11 +74,7 @@ fn a_proxy_that_stays_away_is_told() {
 fn a_restored_ban_has_what_is_left_of_its_time() {
     let ctl = Ctl::new();
     let stage = Stage::new(&["-control", &ctl.path()]);
-    let action = format!(
-        "realpeer[options=\"-control {}\", realpeer={}]",
-        ctl.path(),
-        Program::Realpeer.path()
-    );
+    let action = action(&ctl, &Program::Realpeer.path());
     let jails = idle_jail("long", &action)
         + "bantime = 7200\n"
         + &idle_jail("ever", &action)
@@ -100,11 +96,7 @@ fn a_restored_ban_has_what_is_left_of_its_time() {
 fn the_proxy_learns_the_bans_own_time() {
     let ctl = Ctl::new();
     let stage = Stage::new(&["-control", &ctl.path()]);
-    let action = format!(
-        "realpeer[options=\"-control {}\", realpeer={}]",
-        ctl.path(),
-        Program::Realpeer.path()
-    );
+    let action = action(&ctl, &Program::Realpeer.path());
     let jails = idle_jail("ever", &action)
         + "bantime = -1\n"
         + &idle_jail("more", &action)

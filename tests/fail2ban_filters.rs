@@ -244,6 +244,7 @@ fn the_jails_are_understood() {
         "realpeer-gitea",
         "realpeer-botsearch",
         "realpeer-botsearch-traefik",
+        "realpeer-limits",
         "realpeer",
     ];
     // The log files need not be here: what matters is what the jails say.

@@ -11,32 +11,18 @@ use std::time::Duration;
 use serde_json::Value;
 use support::datagrams::{every, open};
 use support::header::v1;
-use support::site::{converse, listener, udp};
+use support::site::{AT_A, AT_B, NINE, NINE_TOO, OTHER, converse, listener, udp};
 use support::stage::{CLIENT, VISITED};
 use support::streams::{assert_carries, assert_reset, receive, send};
 use support::{Backend, Ctl, Program, Site, Stage, wait_until};
 
-const OTHER: &str = "203.0.113.8:40001";
 const THIRD: &str = "203.0.113.9:40002";
-const AT_A: &str = "192.0.2.10:2201";
-const AT_B: &str = "192.0.2.10:2202";
-const NINE: &str = "127.0.0.1:9000";
-const NINE_TOO: &str = "127.0.0.1:9001";
 
 /// Two of TCP and one of UDP.
 fn three() -> String {
     listener("a", "0.0.0.0:2201", NINE, "listeners = 2")
         + &listener("b", "0.0.0.0:2202", NINE, "")
         + &udp("u", "0.0.0.0:2201", NINE, "listeners = 2")
-}
-
-#[track_caller]
-fn assert_refused(site: &Site, at: &str) {
-    let error = site
-        .balancer
-        .try_dial(None, at)
-        .expect_err("nobody listens");
-    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{at}");
 }
 
 #[track_caller]
@@ -62,7 +48,7 @@ fn a_drained_listener_takes_nothing_new_until_it_is_resumed() {
         // Twice is as once.
         site.ctl.ok("drain a");
         for _ in 0..20 {
-            assert_refused(&site, AT_A);
+            site.assert_refused(AT_A);
         }
         near.send(&every(OTHER, b"in vain")).expect("send");
         assert_carries(&session.near, &session.far);
@@ -76,8 +62,8 @@ fn a_drained_listener_takes_nothing_new_until_it_is_resumed() {
         // A reload resumes nothing, also where it brings an address.
         let more = three().replace("\"0.0.0.0:2201\"", "[\"0.0.0.0:2201\", \"0.0.0.0:2203\"]");
         site.reload(&more);
-        assert_refused(&site, AT_A);
-        assert_refused(&site, "192.0.2.10:2203");
+        site.assert_refused(AT_A);
+        site.assert_refused("192.0.2.10:2203");
         near.send(&every(OTHER, b"in vain")).expect("send");
         converse(&near, &udp_backend, CLIENT);
         assert_eq!(site.listener("a")["accepting"], false);
@@ -401,7 +387,7 @@ fn the_doctor_looks_at_every_listener() {
 #[test]
 fn twelve_listeners_under_load_are_not_disturbed_by_fifty_reloads() {
     const STAY: usize = 12;
-    let port = |number: usize| 2300 + number;
+    let port = |number: usize| 2300 + number as u16;
     // What changes: the target and the list of each that stays, and who else there is.
     let file = |round: usize| {
         let mut text = String::new();
@@ -426,7 +412,9 @@ fn twelve_listeners_under_load_are_not_disturbed_by_fifty_reloads() {
     for port in [9000, 9001] {
         site.server.wait_for_port(port);
     }
-    let before: Vec<String> = (0..STAY).map(|number| inode(&site, port(number))).collect();
+    let sockets = || -> Vec<_> { (0..STAY).map(|number| site.sockets(port(number))).collect() };
+    let before = sockets();
+    assert!(before.iter().all(|inodes| !inodes.is_empty()), "{before:?}");
     let (done, carried) = (AtomicBool::new(false), AtomicUsize::new(0));
     let over = AtomicBool::new(false);
     thread::scope(|echoes| {
@@ -479,7 +467,7 @@ fn twelve_listeners_under_load_are_not_disturbed_by_fifty_reloads() {
             reloads.expect("a thread").join().expect("fifty reloads");
         });
     });
-    let after: Vec<String> = (0..STAY).map(|number| inode(&site, port(number))).collect();
+    let after = sockets();
     assert_eq!(after, before);
     for number in 0..STAY {
         let of = site.listener(&format!("l{number}"));
@@ -516,15 +504,4 @@ fn echo_datagrams(socket: &UdpSocket, done: &AtomicBool) {
             socket.send_to(&buffer[..len], from).expect("answer");
         }
     }
-}
-
-fn inode(site: &Site, port: usize) -> String {
-    let list = site
-        .server
-        .run(&["ss", "-Hlntue", &format!("sport = :{port}")]);
-    let mut words = list.split_whitespace();
-    let found = words.find(|word| word.starts_with("ino:"));
-    found
-        .unwrap_or_else(|| panic!("nobody listens on {port}"))
-        .to_owned()
 }

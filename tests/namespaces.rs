@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use support::datagrams::{self, every, open, receive};
 use support::elsewhere::{BACKEND, PATH, routing};
-use support::site::listener;
+use support::lineage::end;
+use support::site::{AT_A, listener, udp};
 use support::stage::{CLIENT, CLIENT6, PROXY};
 use support::streams::{assert_carries, assert_reset, send};
 use support::{
-    Backend, Ctl, Diagnosis, Elsewhere, Host, Program, Running, Site, addr, repository, wait_until,
+    Backend, Ctl, Diagnosis, Elsewhere, Host, Lineage, Program, Running, Site, addr, repository,
+    wait_until,
 };
 
 const OTHER: &str = "203.0.113.8:40001";
@@ -437,6 +439,61 @@ fn a_reload_cannot_bring_the_capability_back() {
     let more = "target-netns = \"/run/blue\"";
     let new = listener("blue", "0.0.0.0:2201", BACKEND, more);
     site.refused_reload(&[plain, new].concat(), "target-netns needs a restart");
+}
+
+/// A listener of each protocol, whose targets need marks.
+#[test]
+fn a_new_process_takes_over_the_routing_inside() {
+    const TARGET: &str = "172.30.0.2:9000";
+    let inside = Host::new("inside");
+    inside.run(&["ip", "link", "add", "own", "type", "bridge"]);
+    inside.run(&["ip", "link", "set", "own", "up"]);
+    inside.add_address("172.30.0.2/24", "own");
+    let before = routing(&inside);
+    let more = format!("target-netns = \"{PATH}\"");
+    let text =
+        listener("a", "0.0.0.0:2201", TARGET, &more) + &udp("u", "0.0.0.0:2201", TARGET, &more);
+    let mut lineage = Lineage::prepared(&text, |server| {
+        server.run(&["mkdir", "/run/netns"]);
+        server.name_netns(PATH, &inside);
+    });
+    let backends = (Backend::listen(&inside, TARGET), open(&inside, TARGET));
+    let session = lineage.session(AT_A, &backends.0, CLIENT);
+    let near = open(&lineage.balancer, "0.0.0.0:0");
+    near.connect(addr(AT_A)).expect("connect");
+    converse(&near, &backends.1, CLIENT);
+    let kept = routing(&inside);
+    assert_ne!(kept, before);
+
+    let new = lineage.upgrade();
+    assert_carries(&session.near, &session.far);
+    converse(&near, &backends.1, CLIENT);
+    let second = lineage.session(AT_A, &backends.0, OTHER);
+    drop(session);
+    wait_until("the old process leaves", || lineage.first.has_ended());
+    assert_eq!(routing(&inside), kept, "the same is kept on");
+    assert_carries(&second.near, &second.far);
+    converse(&near, &backends.1, CLIENT);
+    end(new, Signal::SIGTERM);
+    wait_until("it is taken away", || routing(&inside) == before);
+}
+
+/// What the sandbox leaves to the threads that enter, and takes from the others.
+#[test]
+fn the_sandbox_holds_for_all_threads_and_namespaces_are_followed_in_it() {
+    let scene = Elsewhere::new();
+    let backends = scene.backends();
+    let proxy = scene.proxy(&[]);
+    scene.session(&backends, CLIENT);
+    let tasks = fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("it runs");
+    for task in tasks.flatten() {
+        let status = fs::read_to_string(task.path().join("status")).expect("a thread");
+        for line in ["Seccomp:\t2", "NoNewPrivs:\t1"] {
+            assert!(status.lines().any(|l| l == line), "{status}");
+        }
+    }
+    let strange = |line: &String| line.contains("outside of the sandbox");
+    assert!(!proxy.stdout().iter().any(strange));
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use nix::sys::signal::Signal;
-use realpeer::cli::{self, Command};
+use realpeer::program::internals::{self, Command};
 use support::header::v1;
 use support::stage::{CLIENT, CLIENT6, OTHER_BALANCER, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, assert_turned_away, send};
@@ -110,7 +110,11 @@ fn the_unit_file_fails_closed_and_says_what_to_put_where() {
 fn systemd_understands_the_units_and_finds_them_hardened() {
     let host = Host::new("server");
     let files = TempDir::new();
-    for name in ["realpeer.service", "realpeer-ban-relay.service"] {
+    let units = [
+        ("realpeer.service", "--threshold=17"),
+        ("realpeer-ban-relay.service", "--threshold=25"),
+    ];
+    for (name, threshold) in units {
         let unit = read(&format!("packaging/systemd/{name}"));
         // It looks whether the program is there.
         let unit = unit.replace("/usr/bin/realpeer", &Program::Realpeer.path());
@@ -121,7 +125,7 @@ fn systemd_understands_the_units_and_finds_them_hardened() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{said}");
         // Tenths of its "exposure level", of which 100 is a unit without any hardening.
-        let words = ["security", "--offline=true", "--no-pager", "--threshold=25"];
+        let words = ["security", "--offline=true", "--no-pager", threshold];
         host.run(&[&["systemd-analyze"], &words[..], &[&unit]].concat());
     }
 }
@@ -204,7 +208,7 @@ fn the_examples_of_the_manual_are_command_lines() {
     assert!(examples.len() > 5, "{examples:?}");
     for example in examples {
         let words: Vec<String> = example.split(' ').map(str::to_owned).collect();
-        let command = cli::parse(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+        let command = internals::parse(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
         assert!(!matches!(command, Command::Print(_)), "{example}");
     }
 }
@@ -341,7 +345,7 @@ fn every_check_of_the_doctor_is_in_the_manual() {
         .lines()
         .filter_map(|line| line.strip_prefix(".It Li "))
         .collect();
-    assert_eq!(named, realpeer::doctor::IDS);
+    assert_eq!(named, internals::IDS);
 }
 
 fn section<'a>(manual: &'a str, name: &str) -> &'a str {

@@ -2,22 +2,15 @@
 
 mod support;
 
-use std::io::ErrorKind;
-
 use nix::sys::signal::Signal;
 use support::datagrams::{every, open, receive};
 use support::header::v1;
-use support::site::{converse, listener, udp};
+use support::site::{AT_A, AT_B, NINE, NINE_TOO, OTHER, converse, listener, udp};
 use support::stage::{CLIENT, PROXY, VISITED};
 use support::streams::{assert_carries, assert_reset, assert_turned_away, send};
 use support::{Backend, Ctl, Site, Stage, TempDir, addr, wait_until};
 
-const OTHER: &str = "203.0.113.8:40001";
-const AT_A: &str = "192.0.2.10:2201";
-const AT_B: &str = "192.0.2.10:2202";
 const AT_C: &str = "192.0.2.10:2203";
-const NINE: &str = "127.0.0.1:9000";
-const NINE_TOO: &str = "127.0.0.1:9001";
 
 fn a() -> String {
     listener("a", "0.0.0.0:2201", NINE, "")
@@ -25,29 +18,6 @@ fn a() -> String {
 
 fn b() -> String {
     listener("b", "0.0.0.0:2202", NINE, "")
-}
-
-#[track_caller]
-fn assert_refused(site: &Site, at: &str) {
-    let error = site
-        .balancer
-        .try_dial(None, at)
-        .expect_err("nobody listens");
-    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{at}");
-}
-
-/// The inodes of the listening sockets on this port.
-fn sockets(site: &Site, port: u16) -> Vec<String> {
-    let list = site
-        .server
-        .run(&["ss", "-Hlntue", &format!("sport = :{port}")]);
-    let mut inodes: Vec<String> = list
-        .split_whitespace()
-        .filter(|word| word.starts_with("ino:"))
-        .map(str::to_owned)
-        .collect();
-    inodes.sort();
-    inodes
 }
 
 #[test]
@@ -65,13 +35,13 @@ fn what_stays_keeps_its_sockets_what_is_new_opens_and_what_is_gone_closes() {
     let (near_u, near_v) = (site.socket(AT_A), site.socket(AT_B));
     converse(&near_u, &udp_backend, CLIENT);
     converse(&near_v, &udp_backend, OTHER);
-    let before = [sockets(&site, 2201), sockets(&site, 2204)];
+    let before = [site.sockets(2201), site.sockets(2204)];
     assert_eq!([before[0].len(), before[1].len()], [3, 2]);
 
     let c = listener("c", "0.0.0.0:2203", NINE, "");
     site.reload(&[c, two, u, a()].concat());
-    assert_eq!([sockets(&site, 2201), sockets(&site, 2204)], before);
-    assert_refused(&site, AT_B);
+    assert_eq!([site.sockets(2201), site.sockets(2204)], before);
+    site.assert_refused(AT_B);
     for session in &sessions {
         assert_carries(&session.near, &session.far);
     }
@@ -301,7 +271,7 @@ fn what_needs_a_restart_says_so_and_the_rest_applies() {
         site.proxy
             .wait_for_line(key.split('"').next().expect("a word"));
     }
-    assert_eq!(sockets(&site, 2201).len(), 1);
+    assert_eq!(site.sockets(2201).len(), 1);
     site.session(AT_A, &backend, CLIENT);
 }
 
@@ -325,7 +295,7 @@ fn an_address_that_overlaps_the_old_one_takes_its_place() {
         sessions.push(site.session(AT_A, &backend, CLIENT_OF[sessions.len()]));
         converse(&near, &udp_backend, CLIENT);
         site.reload(&file(listen));
-        assert_eq!(sockets(&site, 2201).len(), 2, "{listen}");
+        assert_eq!(site.sockets(2201).len(), 2, "{listen}");
         for session in &sessions {
             assert_carries(&session.near, &session.far);
         }
@@ -436,8 +406,8 @@ fn many_reloads_at_once_come_one_after_the_other() {
         .map(|listener| listener["name"].clone())
         .collect();
     assert_eq!(names, ["a"]);
-    assert_refused(&site, AT_B);
-    assert_eq!(sockets(&site, 2201).len(), 1);
+    site.assert_refused(AT_B);
+    assert_eq!(site.sockets(2201).len(), 1);
 }
 
 #[test]
@@ -458,7 +428,7 @@ fn an_end_in_the_midst_of_reloads_is_an_orderly_one() {
         site.proxy.signal(Signal::SIGTERM);
         site.proxy.wait_for_line(r#""stopping""#);
         for port in [2201, 2202, 2203] {
-            wait_until("nobody listens", || sockets(&site, port).is_empty());
+            wait_until("nobody listens", || site.sockets(port).is_empty());
         }
         // A hangup that comes now finds nobody to reload.
         site.proxy.signal(Signal::SIGHUP);
@@ -468,7 +438,7 @@ fn an_end_in_the_midst_of_reloads_is_an_orderly_one() {
         assert!(
             [2201, 2202, 2203]
                 .iter()
-                .all(|port| sockets(&site, *port).is_empty())
+                .all(|port| site.sockets(*port).is_empty())
         );
         assert_eq!(Site::rules_of(&site.server), idle);
     }
@@ -482,24 +452,24 @@ fn a_removed_udp_listener_comes_back_with_its_flows() {
     let backends = [NINE, NINE_TOO].map(|at| open(&site.server, at));
     let near = site.socket(AT_A);
     converse(&near, &backends[0], CLIENT);
-    let before = sockets(&site, 2201);
+    let before = site.sockets(2201);
     site.reload(&b());
     near.send(&every(OTHER, b"in vain")).expect("send");
     converse(&near, &backends[0], CLIENT);
     for (name, target) in [("u", NINE), ("w", NINE_TOO)] {
         site.reload(&b());
         site.reload(&(b() + &u(name, target)));
-        assert_eq!(sockets(&site, 2201), before, "{name}");
+        assert_eq!(site.sockets(2201), before, "{name}");
         converse(&near, &backends[0], CLIENT);
     }
     converse(&near, &backends[1], OTHER);
 
     site.reload(&b());
-    assert_eq!(sockets(&site, 2201), before);
+    assert_eq!(site.sockets(2201), before);
     site.ctl.ok("kill 203.0.113.7");
     site.ctl.ok("kill 203.0.113.8");
     wait_until("the last flow takes the socket along", || {
-        sockets(&site, 2201).is_empty()
+        site.sockets(2201).is_empty()
     });
     site.reload(&(b() + &u("u", NINE)));
     converse(&near, &backends[0], CLIENT);
@@ -507,7 +477,7 @@ fn a_removed_udp_listener_comes_back_with_its_flows() {
     site.ctl.ok("kill 203.0.113.7");
     wait_until("it ends", || site.status()["open"] == 0);
     site.reload(&b());
-    assert!(sockets(&site, 2201).is_empty());
+    assert!(site.sockets(2201).is_empty());
 }
 
 #[test]
@@ -521,9 +491,9 @@ fn a_new_name_at_the_same_address_keeps_the_sockets() {
     let session = site.session(AT_A, &backend, CLIENT);
     let near = site.socket(AT_A);
     converse(&near, &udp_backend, CLIENT);
-    let before = sockets(&site, 2201);
+    let before = site.sockets(2201);
     site.reload(&file("b", "v"));
-    assert_eq!(sockets(&site, 2201), before);
+    assert_eq!(site.sockets(2201), before);
     assert_carries(&session.near, &session.far);
     converse(&near, &udp_backend, CLIENT);
     site.session(AT_A, &backend, OTHER);
@@ -555,7 +525,7 @@ fn the_protocol_may_change_at_the_same_address() {
     );
     let session = site.session(AT_A, &backend, CLIENT);
     site.reload(&datagrams);
-    assert_refused(&site, AT_A);
+    site.assert_refused(AT_A);
     assert_carries(&session.near, &session.far);
     let near = site.socket(AT_A);
     converse(&near, &udp_backend, OTHER);

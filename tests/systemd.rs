@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use sd_notify::NotifyState;
 use support::stage::{ADDRESSES, CLIENT};
 use support::streams::assert_carries;
-use support::{Ctl, DEADLINE, Program, Running, Stage, TempDir};
+use support::{Backend, Ctl, DEADLINE, Lineage, Program, Running, Stage, TempDir};
 
 /// The end of the notify socket that systemd has.
 struct Manager {
@@ -187,4 +187,29 @@ fn hold_up(stage: &Stage, name: &str) -> Running {
     let debugger = stage.server.spawn(&words).ends_by(Signal::SIGTERM);
     debugger.wait_for_error("attached");
     debugger
+}
+
+/// systemd hears the main process only: the old one says who that is from now on, and is silent then.
+#[test]
+fn a_hand_over_tells_the_new_main_process_first() {
+    let manager = Manager::new();
+    let others = ["WATCHDOG_USEC=2000000"];
+    let wrapper = manager.environment(&others);
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let text = support::site::listener("a", "0.0.0.0:2222", "127.0.0.1:9000", "");
+    let lineage = Lineage::under(&wrapper, &text, &[]);
+    let backend = Backend::listen(&lineage.server, "127.0.0.1:9000");
+    assert_eq!(manager.state(), "READY=1\n");
+    let session = lineage.session("192.0.2.10:2222", &backend, CLIENT);
+    for _ in 0..2 {
+        let new = lineage.upgrade();
+        assert_eq!(manager.state(), format!("MAINPID={new}\n"));
+        assert_eq!(manager.state(), "READY=1\n");
+        manager.wait_for("ping", |message| message == "WATCHDOG=1\n");
+    }
+    // What the new one has open is told, not what the old one has.
+    let second = lineage.session("192.0.2.10:2222", &backend, "203.0.113.8:40001");
+    manager.wait_for("status", |message| message.starts_with("STATUS=1 open"));
+    assert_carries(&session.near, &session.far);
+    assert_carries(&second.near, &second.far);
 }

@@ -27,7 +27,9 @@ backend b
   server s {TARGET}
 "
     );
-    vec!["-f".into(), stage.file("haproxy.cfg", &config)]
+    // With a master process, which takes the signal for a reload.
+    let file = stage.file("haproxy.cfg", &config);
+    vec!["-W".into(), "-f".into(), file]
 }
 
 /// nginx's, and the flags that go with it.

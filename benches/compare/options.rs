@@ -13,7 +13,7 @@ pub struct Options {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "up,down,ping,ping1,ping16k,churn,idle,udp,udp1k"
+        default_value = "up,down,ping,ping1,ping16k,churn,idle,udp,udp1k,reload,upgrade"
     )]
     pub tests: Vec<Test>,
 

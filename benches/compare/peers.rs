@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 use crate::configurations;
 use crate::run::{Stage, TARGET, TARGET_UDP};
 use crate::scene::PROXY;
@@ -69,6 +71,27 @@ impl Peer {
     /// HAProxy and nginx do not read headers in datagrams.
     pub fn carries_udp(&self) -> bool {
         !matches!(self.name, "haproxy" | "nginx")
+    }
+
+    /// Whether it can read its configuration anew without a restart.
+    pub fn reloads(&self) -> bool {
+        matches!(self.name, "realpeer" | "haproxy" | "nginx")
+    }
+
+    /// The signal that makes it read its configuration anew.
+    pub fn reload(&self) -> Signal {
+        match self.name {
+            "haproxy" => Signal::SIGUSR2,
+            _ => Signal::SIGHUP,
+        }
+    }
+
+    /// The signal that puts a new process in its place. HAProxy and nginx do so at a reload.
+    pub fn upgrade(&self) -> Signal {
+        match self.name {
+            "realpeer" => Signal::SIGUSR2,
+            _ => self.reload(),
+        }
     }
 
     /// The command that starts it.

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::peers::Peer;
 use crate::scene::{self, PROXY, client};
@@ -93,6 +95,27 @@ impl Run {
             Some(_) => client::header_v2_datagram(client::next_claimed()),
             None => Vec::new(),
         }
+    }
+
+    /// Signals the proxy.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(proxy) = &self.proxy {
+            proxy.signal(signal);
+        }
+    }
+
+    /// Ends the process that listens in the place of the one that was started.
+    pub fn end_successor(&self) {
+        let port = format!("sport = :{}", self.to.port());
+        let listening = Command::new("ss").args(["-ltnpH", &port]).output();
+        let listening = listening.expect("ss runs").stdout;
+        let listening = String::from_utf8_lossy(&listening);
+        let pids = listening.split("pid=").skip(1);
+        let pids = pids.filter_map(|rest| rest.split(',').next()?.parse().ok());
+        for pid in pids {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        wait_until("nobody listens any more", || !is_bound("tcp", PROXY));
     }
 
     /// What the proxy has taken so far; nothing when there is none.

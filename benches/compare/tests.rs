@@ -1,6 +1,10 @@
 //! The tests: which load, before which backend, and which figures come of it.
 
+use std::thread;
+use std::time::Duration;
+
 use clap::ValueEnum;
+use nix::sys::signal::Signal;
 
 use crate::load::{self, Direction, Done, Flows};
 use crate::peers::Peer;
@@ -22,6 +26,8 @@ pub enum Test {
     Idle,
     Udp,
     Udp1k,
+    Reload,
+    Upgrade,
 }
 
 /// Something measured.
@@ -68,6 +74,8 @@ impl Test {
             Test::Idle => "idle connections",
             Test::Udp => "datagrams of 64 B, 16 flows",
             Test::Udp1k => "datagrams of 1,200 B, 16 flows",
+            Test::Reload => "a reload under load",
+            Test::Upgrade => "a new process under load",
         }
     }
 
@@ -83,6 +91,14 @@ impl Test {
             Test::Idle => idle(&Run::start(stage, peer, "echo")),
             Test::Udp => datagrams(&Run::start(stage, peer, "udp"), 64, secs),
             Test::Udp1k => datagrams(&Run::start(stage, peer, "udp"), 1_200, secs),
+            Test::Reload | Test::Upgrade if !peer.reloads() => Vec::new(),
+            Test::Reload => pauses(&Run::start(stage, peer, "echo"), peer.reload(), secs),
+            Test::Upgrade => {
+                let run = Run::start(stage, peer, "echo");
+                let figures = pauses(&run, peer.upgrade(), secs);
+                run.end_successor();
+                figures
+            }
         }
     }
 }
@@ -143,6 +159,25 @@ fn datagrams(run: &Run, size: usize, secs: u64) -> Vec<Figure> {
     let mut figures = vec![more("datagrams/s", done.rate())];
     figures.extend(cpu.map(|cpu| less("CPU µs/datagram", cpu * 1e6 / done.units as f64)));
     figures
+}
+
+/// The longest that a connection and a message take while the proxy gets `order` once. Ten
+/// connections stay open, and eight clients open others one after the other.
+fn pauses(run: &Run, order: Signal, secs: u64) -> Vec<Figure> {
+    let streams = load::open(run, 10);
+    let (mut short, mut messages) = thread::scope(|scope| {
+        let short = scope.spawn(|| load::churn(run, 8, secs));
+        let messages = scope.spawn(|| load::ping(streams, 10, 6, secs));
+        thread::sleep(Duration::from_secs(secs) / 2);
+        run.signal(order);
+        let short = short.join().expect("a client does not panic");
+        (short, messages.join().expect("a client does not panic"))
+    });
+    vec![
+        less("longest connection, ms", short.percentile(1.0) / 1e3),
+        less("longest message, ms", messages.percentile(1.0) / 1e3),
+        less("failed", (short.lost + messages.lost) as f64),
+    ]
 }
 
 /// Runs a load, and says what processor time the proxy took meanwhile.

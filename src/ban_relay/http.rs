@@ -1,22 +1,15 @@
 //! A call over HTTP: who asks is checked before what is asked is read.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{
-    ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
-};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 use tracing::field::display;
@@ -26,15 +19,10 @@ use super::call::{self, BanTime, Call, CallError, Mode};
 use super::keeper::Keeper;
 use super::rate::Rate;
 use crate::addr::PeerAddr;
+use crate::http::{self, Answer, PATIENCE};
 use crate::networks::Networks;
 use crate::report::Reporter;
 use crate::sys;
-
-/// How long the head and the body of a call may take to arrive, each.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Bytes of a head. hyper takes no less than 8 KiB.
-const LARGEST_HEAD: usize = 8 << 10;
 
 /// Bytes of a body: far more than any address needs.
 const LARGEST_BODY: usize = 1 << 10;
@@ -62,8 +50,6 @@ pub struct Relay {
     /// Who may call, and is never banned.
     pub trusted: Networks,
 }
-
-type Answer = Response<Full<Bytes>>;
 
 /// Why a call is not carried out, and what is known of it.
 struct Refusal {
@@ -103,24 +89,9 @@ impl Refusal {
     }
 }
 
-/// Answers one call on a connection.
-pub async fn converse(stream: TcpStream, peer: PeerAddr, relay: Arc<Relay>) -> hyper::Result<()> {
-    let service = service_fn(|request| {
-        let relay = Arc::clone(&relay);
-        async move { Ok::<Answer, Infallible>(relay.answer(request, peer).await) }
-    });
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .max_buf_size(LARGEST_HEAD)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-}
-
 impl Relay {
     /// Answers a call, and has it in the log, whatever becomes of it.
-    async fn answer(self: Arc<Relay>, request: Request<Incoming>, peer: PeerAddr) -> Answer {
+    pub async fn answer(self: Arc<Relay>, request: Request<Incoming>, peer: PeerAddr) -> Answer {
         let path: String = request.uri().path().chars().take(LOGGED_PATH).collect();
         let asked = format!("{} {path}", request.method());
         match self.carry_out(request, peer).await {
@@ -242,9 +213,5 @@ async fn read(request: Request<Incoming>) -> Result<Call, Refusal> {
 }
 
 fn answer(status: StatusCode, body: &Value) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
-    *answer.status_mut() = status;
-    let json = HeaderValue::from_static("application/json");
-    answer.headers_mut().insert(CONTENT_TYPE, json);
-    answer
+    http::answer(status, "application/json", format!("{body}\n"))
 }

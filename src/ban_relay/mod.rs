@@ -19,20 +19,20 @@ mod store;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Notify, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::sleep;
 
-use crate::addr::{PeerAddr, canonical};
 use crate::cli::BanRelayFlags;
 use crate::config::{Protocol, Verbosity, resolve, systemd_state_dir};
+use crate::http as http_server;
 use crate::listening::cannot_listen;
 use crate::log;
 use crate::networks::Networks;
@@ -58,7 +58,8 @@ const SHORTEST_TOKEN: usize = 16;
 
 /// Serves calls until a signal ends it.
 pub async fn run(flags: BanRelayFlags) -> Result<()> {
-    log::init(Verbosity::Errors, None).context("cannot start the log")?;
+    log::init(Verbosity::Errors, None, io::stderr().as_fd(), || ())
+        .context("cannot start the log")?;
     let (Some(token_file), Some(callers)) = (&flags.token_file, &flags.allowed_subnets) else {
         bail!("ban-relay needs -token-file and -allowed-subnets");
     };
@@ -136,7 +137,7 @@ fn token(path: &Path) -> Result<Vec<u8>> {
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
-        .map_err(|e| anyhow!(cannot_listen(address, Protocol::Tcp, &e)))?;
+        .map_err(|e| anyhow!(cannot_listen("-l", address, Protocol::Tcp, &e)))?;
     let address = listener
         .local_addr()
         .context("the listener has no address")?;
@@ -144,18 +145,11 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
 }
 
 async fn serve(listener: TcpListener, relay: Arc<Relay>) -> std::convert::Infallible {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let clients = http_server::Clients::new(CONNECTIONS);
     loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok((stream, peer)) => (stream, PeerAddr(canonical(peer))),
-            Err(error) => {
-                tracing::debug!(%error, "cannot take a connection for now");
-                sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+        let (stream, peer) = http_server::accept(&listener).await;
         if !relay.trusted.contains(peer.ip()) {
-            reset(&stream);
+            http_server::reset(&stream);
             if let Some(held_back) = relay
                 .reporter
                 .due(Count::PeerNotAllowed, Subject::default())
@@ -164,26 +158,18 @@ async fn serve(listener: TcpListener, relay: Arc<Relay>) -> std::convert::Infall
             }
             continue;
         }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            reset(&stream);
+        let Some(place) = clients.admit() else {
+            http_server::reset(&stream);
             tracing::warn!(frontendRemoteAddr = %peer, error = "too many connections at once", "call refused");
             continue;
         };
         let relay = Arc::clone(&relay);
         tokio::spawn(async move {
-            let error = match timeout(PATIENCE, http::converse(stream, peer, relay)).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("not over within {PATIENCE:?}")),
-            };
-            if let Some(error) = error {
+            let answer = |request| Arc::clone(&relay).answer(request, peer);
+            if let Err(error) = http_server::converse(stream, PATIENCE, answer).await {
                 tracing::warn!(frontendRemoteAddr = %peer, error, "call refused");
             }
             drop(place);
         });
     }
-}
-
-fn reset(stream: &TcpStream) {
-    let _: io::Result<()> = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

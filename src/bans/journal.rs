@@ -94,8 +94,15 @@ impl Journal {
         Ok(())
     }
 
+    /// Lets another process have the file. `mend` takes it again.
+    pub fn let_go(mut self) -> Journal {
+        self.distrust();
+        self.lock = None;
+        self
+    }
+
     /// Writes a new file.
-    fn mend(&mut self, list: &BanList) -> Result<()> {
+    pub fn mend(&mut self, list: &BanList) -> Result<()> {
         self.lock()??;
         self.replace(list)
     }

@@ -1,9 +1,11 @@
 //! Bans: clients that are not served for a time, whatever the files say.
 
+mod decisions;
 mod file;
 mod journal;
 mod list;
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -12,20 +14,64 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
+use crate::events::{Event, Events};
+pub use decisions::{Cause, Decision, Decisions};
 pub use journal::Change;
 use journal::Journal;
 pub use list::{Ban, BanList, UnixSeconds, after, now};
 
-/// The bans of a running proxy. New connections read them, the main thread alone changes them.
+/// What keeps a client away.
+#[derive(Clone, Debug)]
+pub enum Banned {
+    /// A ban that was spoken here.
+    Here(Arc<Ban>),
+    /// A decision of a CrowdSec engine.
+    Decided(Decision),
+}
+
+impl Banned {
+    /// The network that is banned.
+    pub fn network(&self) -> &IpNet {
+        match self {
+            Banned::Here(ban) => &ban.network,
+            Banned::Decided(decision) => &decision.network,
+        }
+    }
+}
+
+impl fmt::Display for Banned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Banned::Here(ban) => ban.fmt(f),
+            Banned::Decided(decision) => decision.fmt(f),
+        }
+    }
+}
+
+/// The bans of a running proxy. New connections read them; the main thread alone changes those that
+/// were spoken here.
 #[derive(Debug, Default)]
 pub struct Bans {
     list: RwLock<BanList>,
+    /// Those of a CrowdSec engine, which are never written down: the engine has them.
+    pub decisions: Decisions,
     journal: Mutex<Option<Journal>>,
+    /// While another process may have the file.
+    resting: Mutex<Option<Journal>>,
     /// Held by who waits for the disk.
     syncing: tokio::sync::Mutex<()>,
+    events: Arc<Events>,
 }
 
 impl Bans {
+    /// None yet. Changes are told there.
+    pub fn new(events: Arc<Events>) -> Bans {
+        Bans {
+            events,
+            ..Bans::default()
+        }
+    }
+
     /// Takes over the bans of a file, and keeps later ones there. Without it, bans end with the
     /// program.
     pub fn open(&self, file: &Path) -> Result<()> {
@@ -35,20 +81,71 @@ impl Bans {
         Ok(())
     }
 
-    /// The ban that a client is under at a listener.
-    pub fn find(&self, client: IpAddr, listener: Option<&str>) -> Option<Arc<Ban>> {
+    /// Takes over the bans of another process, in place of those that a file may have had.
+    pub fn take_over(&self, bans: BanList) {
+        *self.list_mut() = bans;
+        if let Some(journal) = self.journal().as_mut()
+            && let Err(error) = journal.mend(&self.list())
+        {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "changes of the bans cannot be written down for now"
+            );
+        }
+    }
+
+    /// Leaves the file to another process until `go_on`.
+    pub fn rest(&self) {
+        let journal = self.journal().take();
+        *self.resting.lock().unwrap_or_else(PoisonError::into_inner) = journal.map(Journal::let_go);
+    }
+
+    /// Takes the file again, and writes it anew.
+    pub fn go_on(&self) {
+        let resting = self.resting.lock();
+        let resting = resting.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(journal) = resting {
+            *self.journal() = Some(journal);
+            if let Err(error) = self.mend() {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "changes of the bans cannot be written down for now"
+                );
+            }
+        }
+    }
+
+    /// The ban that a client is under at a listener: the one on the narrowest network.
+    pub fn find(&self, client: IpAddr, listener: Option<&str>) -> Option<Banned> {
         let list = self.list();
         // The clock is read only if there is anything to compare it with.
-        if list.is_empty() {
+        if list.is_empty() && self.decisions.is_empty() {
             return None;
         }
-        list.find(client, listener, now()).cloned()
+        let now = now();
+        let here = list.find(client, listener, now).cloned();
+        drop(list);
+        match (here, self.decisions.find(client, now)) {
+            (Some(ban), Some(decision))
+                if decision.network.prefix_len() > ban.network.prefix_len() =>
+            {
+                Some(Banned::Decided(decision))
+            }
+            (Some(ban), _) => Some(Banned::Here(ban)),
+            (None, decision) => decision.map(Banned::Decided),
+        }
     }
 
     /// Bans a network from now on; `sync` makes that last. Fails if the ban could not be written
     /// down; it holds all the same, until the program ends.
     pub fn ban(&self, ban: Ban) -> Result<()> {
         self.list_mut().insert(ban.clone());
+        self.events.tell(|| Event::Ban {
+            network: ban.network,
+            listener: ban.listener.clone(),
+            until: ban.until,
+            reason: ban.reason.clone(),
+        });
         self.write(&Change::Ban(ban))
     }
 
@@ -58,6 +155,7 @@ impl Bans {
         if ended.is_empty() {
             return (ended, Ok(()));
         }
+        self.tell_ended(&ended, false);
         let listener = listener.map(str::to_owned);
         (ended, self.write(&Change::Unban { network, listener }))
     }
@@ -68,7 +166,19 @@ impl Bans {
         if self.list().next_end().is_none_or(|end| now < end) {
             return Vec::new();
         }
-        self.list_mut().expire(now)
+        let ended = self.list_mut().expire(now);
+        self.tell_ended(&ended, true);
+        ended
+    }
+
+    fn tell_ended(&self, bans: &[Arc<Ban>], expired: bool) {
+        for ban in bans {
+            self.events.tell(|| Event::Unban {
+                network: ban.network,
+                listener: ban.listener.clone(),
+                expired,
+            });
+        }
     }
 
     /// The bans, to read.

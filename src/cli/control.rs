@@ -31,7 +31,10 @@ use crate::suggest;
                    drain [LISTENER]    stop accepting there; open sessions continue\n  \
                    resume [LISTENER]   accept connections there again\n  \
                    reload              reread the configuration and its lists\n  \
-                   log 0|1|2           change the verbosity until the next start",
+                   upgrade             have a new process of the program take over\n  \
+                   log 0|1|2           change the verbosity until the next start\n  \
+                   watch               print sessions, refusals and bans as they happen\n  \
+                   top                 live screen: listeners, clients, refusals",
     after_help = "Exit code: 0 success; 1 refused, or not found; 2 wrong command line; 3 no proxy answers."
 )]
 pub struct CtlFlags {
@@ -60,12 +63,17 @@ pub struct CtlFlags {
     )]
     pub reason: String,
 
-    /// ban, unban, connections: only at the listener of this name
+    /// ban, unban, connections, watch: only at the listener of this name
     #[arg(long = "listener", value_name = "NAME", value_parser = name)]
     pub listener: Option<String>,
 
-    /// ban: even this host's own addresses and trusted load balancers
-    #[arg(long = "force", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = boolean)]
+    /// bans: only those of this origin: local, crowdsec, or one of CrowdSec's such as crowdsec/CAPI
+    #[arg(long = "origin", value_name = "NAME")]
+    pub origin: Option<String>,
+
+    /// ban: even this host's own addresses and trusted load balancers; unban: even a decision of
+    /// CrowdSec, which the engine brings back
+    #[arg(long = "force", value_name = BOOLEAN, action = clap::ArgAction::Set, default_value = "false", value_parser = boolean, verbatim_doc_comment)]
     pub force: bool,
 
     /// What to do.
@@ -99,6 +107,12 @@ pub enum CtlAction {
     Reload,
     /// Change how much is logged.
     Log(u8),
+    /// Have a new process take over.
+    Upgrade,
+    /// Print what happens.
+    Watch,
+    /// Show what happens on a live screen.
+    Top,
 }
 
 /// Parses what follows `realpeer ctl`.
@@ -115,7 +129,7 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     }
 }
 
-const ACTIONS: [&str; 10] = [
+const ACTIONS: [&str; 13] = [
     "status",
     "connections",
     "kill",
@@ -126,6 +140,9 @@ const ACTIONS: [&str; 10] = [
     "resume",
     "reload",
     "log",
+    "upgrade",
+    "watch",
+    "top",
 ];
 
 fn action(words: &[String]) -> Result<CtlAction, String> {
@@ -135,6 +152,9 @@ fn action(words: &[String]) -> Result<CtlAction, String> {
         ["connections"] => Ok(CtlAction::Connections),
         ["bans"] => Ok(CtlAction::Bans),
         ["reload"] => Ok(CtlAction::Reload),
+        ["upgrade"] => Ok(CtlAction::Upgrade),
+        ["watch"] => Ok(CtlAction::Watch),
+        ["top"] => Ok(CtlAction::Top),
         ["drain"] => Ok(CtlAction::Drain(None)),
         ["drain", listener] => Ok(CtlAction::Drain(Some(listener.to_owned()))),
         ["resume"] => Ok(CtlAction::Resume(None)),
@@ -206,8 +226,8 @@ mod tests {
             ("ban nonsense", "\"nonsense\""),
             ("bans 1", "stray word \"1\""),
             (
-                "stop",
-                "\"stop\"; actions: status, connections, kill, ban, unban, bans",
+                "halt",
+                "\"halt\"; actions: status, connections, kill, ban, unban, bans",
             ),
             ("statsu", "(did you mean status?)"),
             ("ban 203.0.113.9 -for x", "-for"),

@@ -12,7 +12,9 @@ use super::config::{self, ConfigAction};
 use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
 use super::{UsageError, doctor, go, usage};
-use crate::config::{BOOLEAN, ListenerDraft, ProcessDraft, Source, boolean};
+use crate::config::{
+    BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft, Source, boolean, http_url,
+};
 use crate::suggest;
 
 /// What the user asked for.
@@ -63,6 +65,14 @@ pub struct ProxyFlags {
     /// What belongs to the process.
     #[command(flatten)]
     pub process: ProcessDraft,
+
+    /// Take bans from the CrowdSec engine whose local API has this URL; needs -crowdsec-key-file
+    #[arg(long = "crowdsec-url", value_name = "URL", value_parser = http_url)]
+    pub crowdsec_url: Option<String>,
+
+    /// File with the key for that API, as 'cscli bouncers add realpeer -o raw' prints it
+    #[arg(long = "crowdsec-key-file", value_name = "PATH")]
+    pub crowdsec_key_file: Option<PathBuf>,
 
     /// Configuration file, instead of the flags of a listener
     #[arg(long = "config", value_name = "FILE")]
@@ -211,6 +221,7 @@ pub(super) fn source(
         .get_arguments()
         .find(|flag| typed(flag.get_id().as_str()));
     let stray = stray.and_then(|flag| flag.get_long().map(str::to_owned));
+    let of_engine = ["crowdsec_url", "crowdsec_key_file"].map(typed);
     let over = over(matches);
     let mut flags = ProxyFlags::from_arg_matches_mut(matches)
         .map_err(|error| refuse(command, bad_value(&error)))?;
@@ -219,9 +230,22 @@ pub(super) fn source(
             command,
             format!("-{flag} belongs to a listener: with -config it stands in the file"),
         )),
+        (Some(_), None) if of_engine.contains(&true) => Err(refuse(
+            command,
+            "-crowdsec-url and -crowdsec-key-file are for a start without -config: write [crowdsec] in the file".into(),
+        )),
+        (None, _) if of_engine[0] != of_engine[1] => Err(refuse(
+            command,
+            "-crowdsec-url and -crowdsec-key-file belong together: give both".into(),
+        )),
         (Some(path), None) => Ok(Source::File { path, over }),
         (None, _) => {
             flags.listener.name.clone_from(&flags.process.name);
+            flags.process.crowdsec = flags.crowdsec_url.map(|url| CrowdsecDraft {
+                url: Some(url),
+                api_key_file: flags.crowdsec_key_file,
+                ..CrowdsecDraft::default()
+            });
             (flags.listener.v4_given, flags.listener.v6_given) = (v4_given, v6_given);
             Ok(Source::Flags(Box::new((flags.process, flags.listener))))
         }

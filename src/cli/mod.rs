@@ -12,7 +12,7 @@ mod usage;
 pub use ban_relay::BanRelayFlags;
 pub use config::ConfigAction;
 pub use control::{CtlAction, CtlFlags};
-pub use flags::{Command, ProxyFlags, parse};
+pub use flags::{Command, parse};
 pub use routing::{RoutingAction, ShowAs};
 
 /// Why a command line was not understood: a line of usage, then the error, where it is seen. The

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::choice::Untrusted;
-use super::draft::{ListenerDraft, ProcessDraft};
+use super::draft::{CrowdsecDraft, ListenerDraft, ProcessDraft};
 use super::netns::TargetNetns;
-use super::value::HostPort;
-use super::{Config, ListenerConfig, Process, Targets};
+use super::value::{HostPort, Words};
+use super::{Config, Crowdsec, ListenerConfig, Process, Targets};
 use crate::networks::NetworkList;
 use crate::sys;
 
@@ -68,22 +68,46 @@ pub fn check_listeners(drafts: Vec<ListenerDraft>) -> (Vec<Checked>, Vec<Mistake
 /// The configuration, once nothing is wrong with it.
 pub fn whole(process: ProcessDraft, listeners: Vec<Checked>) -> Config {
     Config {
-        process: Process {
-            workers: process.workers.unwrap_or_else(cores),
-            drain_timeout: process.drain_timeout,
-            routing: process.routing,
-            name: process.name,
-            control: process.control,
-            control_group: process.control_group,
-            state_dir: process.state_dir.or_else(systemd_state_dir),
-            verbosity: process.verbosity,
-            log_format: process.log_format,
-        },
+        process: self::process(process),
         listeners: listeners
             .into_iter()
             .map(|(_, listener)| listener)
             .collect(),
     }
+}
+
+/// The process by itself, of which nothing can be wrong that no word shows.
+pub fn process(draft: ProcessDraft) -> Process {
+    Process {
+        workers: draft.workers.unwrap_or_else(cores),
+        drain_timeout: draft.drain_timeout,
+        upgrade_drain: draft.upgrade_drain,
+        routing: draft.routing,
+        name: draft.name,
+        control: draft.control,
+        control_group: draft.control_group,
+        state_dir: draft.state_dir.or_else(systemd_state_dir),
+        verbosity: draft.verbosity,
+        log_format: draft.log_format,
+        metrics: draft.metrics,
+        user: draft.user,
+        sandbox: draft.sandbox,
+        crowdsec: draft.crowdsec.and_then(crowdsec),
+    }
+}
+
+/// `None` if it lacks what it needs, which whoever made the draft has told.
+fn crowdsec(draft: CrowdsecDraft) -> Option<Crowdsec> {
+    let list = |words: Option<Words>| words.map_or_else(Vec::new, |words| words.0);
+    Some(Crowdsec {
+        url: draft.url?,
+        api_key_file: draft.api_key_file?,
+        update_frequency: draft.update_frequency,
+        scopes: list(draft.scopes),
+        origins: list(draft.origins),
+        scenarios_containing: list(draft.scenarios_containing),
+        tls_ca_file: draft.tls_ca_file,
+    })
 }
 
 /// One listener by itself; `None` after a mistake without which nothing can be said of it.

@@ -1,5 +1,6 @@
 //! What a setting may be, where that is not a number or a text.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use super::value::integer_in;
@@ -128,11 +129,16 @@ pub enum LogFormat {
     Json,
     /// A line for people.
     Text,
+    /// Entries of the systemd journal, with a field for each key.
+    Journal,
 }
 
 impl Choice for LogFormat {
-    const WORDS: &'static [(&'static str, LogFormat)] =
-        &[("json", LogFormat::Json), ("text", LogFormat::Text)];
+    const WORDS: &'static [(&'static str, LogFormat)] = &[
+        ("json", LogFormat::Json),
+        ("text", LogFormat::Text),
+        ("journal", LogFormat::Journal),
+    ];
 }
 
 /// Where the control socket is (`-control`).
@@ -197,4 +203,72 @@ pub enum Untrusted {
 impl Choice for Untrusted {
     const WORDS: &'static [(&'static str, Untrusted)] =
         &[("refuse", Untrusted::Refuse), ("serve", Untrusted::Serve)];
+}
+
+/// Which parts of the sandbox are on (`-sandbox`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Capabilities are given up.
+    pub capabilities: bool,
+    /// System calls are filtered.
+    pub seccomp: bool,
+    /// The files that may be opened are limited.
+    pub landlock: bool,
+}
+
+impl Parts {
+    /// All of them.
+    pub const ALL: Parts = Parts {
+        capabilities: true,
+        seccomp: true,
+        landlock: true,
+    };
+
+    /// None of them.
+    pub const NONE: Parts = Parts {
+        capabilities: false,
+        seccomp: false,
+        landlock: false,
+    };
+
+    /// Reads `off`, or names separated by commas.
+    pub fn read(text: &str) -> Result<Parts, String> {
+        let mut parts = Parts::NONE;
+        if text == "off" {
+            return Ok(parts);
+        }
+        for word in text.split(',') {
+            match word {
+                "capabilities" => parts.capabilities = true,
+                "seccomp" => parts.seccomp = true,
+                "landlock" => parts.landlock = true,
+                _ => {
+                    return Err(format!(
+                        "write off, or some of capabilities, seccomp and landlock, separated by commas (found {word:?})"
+                    ));
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Whether there is no sandbox.
+    pub fn is_off(self) -> bool {
+        self == Parts::NONE
+    }
+}
+
+impl fmt::Display for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            (self.capabilities, "capabilities"),
+            (self.seccomp, "seccomp"),
+            (self.landlock, "landlock"),
+        ];
+        let on = parts.iter().filter(|(on, _)| *on).map(|(_, word)| *word);
+        match self.is_off() {
+            true => f.write_str("off"),
+            false => f.write_str(&on.collect::<Vec<_>>().join(",")),
+        }
+    }
 }

@@ -2,17 +2,18 @@
 //! are the only schema: the flags, their help, the keys of a configuration file and what is
 //! allowed in them all follow from it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::choice::{
-    Choice, Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Untrusted,
-    Verbosity,
+    Choice, Control, LogFormat, Parts, Protocol, Routing, RoutingMode, SourcePort, UdpHeader,
+    Untrusted, Verbosity,
 };
 use super::netns::TargetNetns;
-use super::value::{self, Addresses, HostPort, Rate};
+use super::value::{self, Addresses, HostPort, Rate, Words};
 use crate::networks::NetworkList;
 
 /// The value name that marks a boolean flag, which may stand without a value.
@@ -28,6 +29,10 @@ pub struct ProcessDraft {
     /// How long open connections may continue after SIGTERM
     #[arg(long = "drain-timeout", value_name = "TIME", default_value = "5s", value_parser = value::duration)]
     pub drain_timeout: Duration,
+
+    /// How long the sessions of the old process may continue after an upgrade (default: no limit)
+    #[arg(long = "upgrade-drain", value_name = "TIME", value_parser = value::duration)]
+    pub upgrade_drain: Option<Duration>,
 
     /// Policy routing: auto (add what is missing, remove it at exit) or off
     #[arg(long = "routing", value_name = "MODE", default_value = "auto", value_parser = Routing::read)]
@@ -53,9 +58,58 @@ pub struct ProcessDraft {
     #[arg(long = "v", value_name = "N", default_value = "0", value_parser = Verbosity::read)]
     pub verbosity: Verbosity,
 
-    /// Log format: json or text (default: text on a terminal)
+    /// Log format: json, text or journal (default: by where it goes)
     #[arg(long = "log-format", value_name = "FORMAT", value_parser = LogFormat::read)]
     pub log_format: Option<LogFormat>,
+
+    /// Serve metrics and a status page over HTTP on this address, such as 127.0.0.1:9150
+    #[arg(long = "metrics", value_name = "ADDR", value_parser = value::socket_addr)]
+    pub metrics: Option<SocketAddr>,
+
+    /// User, by name or number, to become after a start as root
+    #[arg(long = "user", value_name = "USER")]
+    pub user: Option<String>,
+
+    /// Parts of the sandbox to use: off, or some of capabilities, seccomp and landlock
+    #[arg(long = "sandbox", value_name = "PARTS", default_value = "capabilities,seccomp,landlock", value_parser = Parts::read)]
+    pub sandbox: Parts,
+
+    /// The CrowdSec engine to take bans from.
+    #[arg(skip)]
+    pub crowdsec: Option<CrowdsecDraft>,
+}
+
+/// The table `[crowdsec]` of a file. On a command line there are `-crowdsec-url` and
+/// `-crowdsec-key-file`; the rest has its defaults then.
+#[derive(Clone, Debug, Args)]
+pub struct CrowdsecDraft {
+    /// URL of the CrowdSec engine's local API
+    #[arg(long = "url", value_name = "URL", value_parser = value::http_url)]
+    pub url: Option<String>,
+
+    /// File with the API key, as 'cscli bouncers add' prints it
+    #[arg(long = "api-key-file", value_name = "PATH")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// How often to ask for changes
+    #[arg(long = "update-frequency", value_name = "TIME", default_value = "10s", value_parser = value::timeout)]
+    pub update_frequency: Duration,
+
+    /// Take only decisions of these scopes: ip, range (default: both)
+    #[arg(long = "scopes", value_name = "WORDS", value_parser = value::scopes)]
+    pub scopes: Option<Words>,
+
+    /// Take only decisions of these origins, such as crowdsec, cscli, CAPI, lists (default: all)
+    #[arg(long = "origins", value_name = "WORDS", value_parser = value::words)]
+    pub origins: Option<Words>,
+
+    /// Take only decisions whose scenario contains one of these (default: all)
+    #[arg(long = "scenarios-containing", value_name = "WORDS", value_parser = value::words)]
+    pub scenarios_containing: Option<Words>,
+
+    /// File with the certificates to trust instead of the system's, in PEM
+    #[arg(long = "tls-ca-file", value_name = "PATH")]
+    pub tls_ca_file: Option<PathBuf>,
 }
 
 /// What belongs to one listener.
@@ -191,4 +245,19 @@ pub struct ListenerDraft {
     /// `-6` was given.
     #[arg(skip)]
     pub v6_given: bool,
+}
+
+impl Default for CrowdsecDraft {
+    /// Nothing written.
+    fn default() -> CrowdsecDraft {
+        CrowdsecDraft {
+            url: None,
+            api_key_file: None,
+            update_frequency: Duration::from_secs(10),
+            scopes: None,
+            origins: None,
+            scenarios_containing: None,
+            tls_ca_file: None,
+        }
+    }
 }

@@ -17,10 +17,11 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::Config;
 use super::check::{Mistake, check_listeners, loops_of, whole};
 use super::choice::{Choice, Protocol};
-use super::draft::{ListenerDraft, ProcessDraft};
+use super::draft::{CrowdsecDraft, ListenerDraft, ProcessDraft};
 use super::keys::{Kind, fits, flag_of, key, keys_of, kind};
 use super::value::name;
 use crate::networks::{self, NetworkList, Networks};
+use crate::sandbox;
 use crate::suggest;
 
 /// The bytes of the file that something stands in.
@@ -28,6 +29,9 @@ type Span = Range<usize>;
 
 /// The table of a listener.
 const LISTENER: &str = "listener";
+
+/// The table of the CrowdSec engine.
+const CROWDSEC: &str = "crowdsec";
 
 /// Why a file is no configuration: its mistakes, one a line, in their order.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +85,12 @@ pub fn load(path: &Path, over: &[String]) -> Result<Config, BadFile> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let explain = |error: io::Error| format!("cannot read the configuration: {error}");
+    let explain = |error: io::Error| {
+        format!(
+            "cannot read the configuration: {error}{}",
+            sandbox::hint(path)
+        )
+    };
     let mut file = File::open(path).map_err(explain)?;
     let metadata = file.metadata().map_err(explain)?;
     // Whoever may write it decides where root's connections go.
@@ -97,6 +106,7 @@ fn parse(text: &str, over: &[String]) -> Result<Config, Vec<Fault>> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut process = Section::new(Table::Process, 0..0);
     let mut listeners = Vec::new();
+    let mut crowdsec = None;
     let mut is_there = false;
     for (key, value) in table.get_ref() {
         match (key.get_ref().as_ref(), value.get_ref()) {
@@ -109,6 +119,7 @@ fn parse(text: &str, over: &[String]) -> Result<Config, Vec<Fault>> {
                 let message = "write [[listener]], once for each listener";
                 process.note_by_table(value.span(), message.into());
             }
+            (CROWDSEC, _) => crowdsec = Some(engine(value)),
             _ => process.take(key, value),
         }
     }
@@ -118,8 +129,11 @@ fn parse(text: &str, over: &[String]) -> Result<Config, Vec<Fault>> {
     }
     process.words.extend_from_slice(over);
     match errors.is_empty() {
-        true => finish(process, listeners),
-        false => Err(beside(text, &errors, process, listeners)),
+        true => finish(process, crowdsec, listeners),
+        false => {
+            let others = crowdsec.into_iter().chain(listeners).collect();
+            Err(beside(text, &errors, process, others))
+        }
     }
 }
 
@@ -128,12 +142,12 @@ fn beside(
     text: &str,
     errors: &[toml::de::Error],
     process: Section,
-    listeners: Vec<Section>,
+    others: Vec<Section>,
 ) -> Vec<Fault> {
     let line = |at| position(text, at).0;
     let mut faults: Vec<Fault> = errors.iter().map(|error| syntax(text, error)).collect();
     let broken: Vec<usize> = faults.iter().map(|fault| line(fault.span.start)).collect();
-    let sections = std::iter::once(process).chain(listeners);
+    let sections = std::iter::once(process).chain(others);
     let others = sections.flat_map(|section| section.faults);
     let is_sure = |fault: &Fault| {
         let lines = line(fault.span.start)..=line(fault.span.end);
@@ -158,7 +172,12 @@ fn syntax(text: &str, error: &toml::de::Error) -> Fault {
 }
 
 /// Puts the sections together and checks the whole.
-fn finish(mut process: Section, mut listeners: Vec<Section>) -> Result<Config, Vec<Fault>> {
+fn finish(
+    mut process: Section,
+    mut crowdsec: Option<Section>,
+    mut listeners: Vec<Section>,
+) -> Result<Config, Vec<Fault>> {
+    let engine = crowdsec.as_ref().and_then(Section::draft::<CrowdsecDraft>);
     let drafts = listeners.iter_mut().filter_map(Section::listener);
     let (checked, mut mistakes) = check_listeners(drafts.collect());
     mistakes.extend(loops_of(&checked));
@@ -173,11 +192,15 @@ fn finish(mut process: Section, mut listeners: Vec<Section>) -> Result<Config, V
         }
     });
     let mut faults: Vec<Fault> = told.collect();
-    for section in std::iter::once(&mut process).chain(&mut listeners) {
+    let sections = std::iter::once(&mut process).chain(&mut crowdsec);
+    for section in sections.chain(&mut listeners) {
         faults.append(&mut section.faults);
     }
     match process.draft::<ProcessDraft>() {
-        Some((draft, _)) if faults.is_empty() => Ok(whole(draft, checked)),
+        Some((draft, _)) if faults.is_empty() => {
+            let crowdsec = engine.map(|(draft, _)| draft);
+            Ok(whole(ProcessDraft { crowdsec, ..draft }, checked))
+        }
         _ => Err(faults),
     }
 }
@@ -189,6 +212,8 @@ enum Table {
     Process,
     /// A `[[listener]]`.
     Listener,
+    /// `[crowdsec]`.
+    Crowdsec,
 }
 
 impl Table {
@@ -200,22 +225,22 @@ impl Table {
         match self {
             Table::Process => ProcessDraft::augment_args(bare),
             Table::Listener => ListenerDraft::augment_args(bare),
+            Table::Crowdsec => CrowdsecDraft::augment_args(bare),
         }
     }
 
-    /// What is a key of it and no flag.
-    fn own_key(self) -> &'static str {
+    /// What are keys of it and no flags.
+    fn own_keys(self) -> &'static [&'static str] {
         match self {
-            Table::Process => LISTENER,
-            Table::Listener => "name",
+            Table::Process => &[LISTENER, CROWDSEC],
+            Table::Listener => &["name"],
+            Table::Crowdsec => &[],
         }
     }
 
-    fn other(self) -> Table {
-        match self {
-            Table::Process => Table::Listener,
-            Table::Listener => Table::Process,
-        }
+    fn others(self) -> impl Iterator<Item = Table> {
+        let all = [Table::Process, Table::Listener, Table::Crowdsec];
+        all.into_iter().filter(move |other| *other != self)
     }
 
     /// Whose keys stand in it, and where that is.
@@ -223,6 +248,7 @@ impl Table {
         match self {
             Table::Process => "the process: write it above the first [[listener]]",
             Table::Listener => "a listener: write it below a [[listener]]",
+            Table::Crowdsec => "the CrowdSec engine: write it below [crowdsec]",
         }
     }
 
@@ -234,7 +260,7 @@ impl Table {
             aliases.contains(&word) || flag.get_long() == Some(word)
         };
         let flag = flags.get_arguments().find(spelt).and_then(Arg::get_long);
-        let known = || keys_of(&flags).chain([self.own_key()]);
+        let known = || keys_of(&flags).chain(self.own_keys().iter().copied());
         let found = flag.map(key).or_else(|| suggest::nearest(word, known()));
         found.map(str::to_owned)
     }
@@ -258,6 +284,23 @@ fn listener(table: &Spanned<DeValue<'_>>) -> Section {
         section.note_by_table(table.span(), message.into());
     }
     section.refuse_other_protocol();
+    section
+}
+
+fn engine(table: &Spanned<DeValue<'_>>) -> Section {
+    let mut section = Section::new(Table::Crowdsec, table.span());
+    let DeValue::Table(keys) = table.get_ref() else {
+        section.note_by_table(table.span(), "write [crowdsec] and its keys below".into());
+        return section;
+    };
+    keys.iter()
+        .for_each(|(key, value)| section.take(key, value));
+    for (needed, example) in [("url", "http://127.0.0.1:8080"), ("api-key-file", "…")] {
+        if !section.has(needed) {
+            let message = format!("{needed} is missing: add {needed} = \"{example}\"");
+            section.note_by_table(table.span(), message);
+        }
+    }
     section
 }
 
@@ -358,7 +401,7 @@ impl Section {
             self.take_networks(flag, value, is_empty, &texts);
         } else if !texts.is_empty() {
             self.words.push(format!("--{flag}={}", texts.join(",")));
-        } else if is_empty && kind == Kind::Addresses {
+        } else if is_empty && matches!(kind, Kind::Addresses | Kind::Words) {
             self.note(
                 value.span(),
                 format!("{name}: found an empty list; allowed is {}", kind.words()),
@@ -426,20 +469,25 @@ impl Section {
 
     /// A key that this table does not have: where it belongs, or what was probably meant.
     fn unknown(&mut self, word: &str, span: Span) {
-        let (here, there) = (self.table, self.table.other());
-        if flag_of(&there.flags(), word).is_some() {
+        let here = self.table;
+        let belongs = |there: &Table| flag_of(&there.flags(), word).is_some();
+        if let Some(there) = here.others().find(belongs) {
             return self.note_by_table(span, format!("{word} belongs to {}", there.place()));
         }
         let word = word.escape_debug();
-        let near = [here, there].into_iter().find_map(|table| {
-            let meant = table.meant(&word.to_string())?;
-            Some((meant, table))
-        });
+        let near = std::iter::once(here)
+            .chain(here.others())
+            .find_map(|table| {
+                let meant = table.meant(&word.to_string())?;
+                Some((meant, table))
+            });
         let message = match near {
             Some((key, table)) if table == here => format!("did you mean {key}?"),
             Some((key, table)) => format!("did you mean {key}? It belongs to {}", table.place()),
             None => {
-                let keys: Vec<&str> = keys_of(&self.flags).chain([here.own_key()]).collect();
+                let keys: Vec<&str> = keys_of(&self.flags)
+                    .chain(here.own_keys().iter().copied())
+                    .collect();
                 format!("allowed here are {}", keys.join(", "))
             }
         };
@@ -497,7 +545,7 @@ impl Section {
 /// The entries of a list, where a list may stand; the value itself otherwise.
 fn items<'a, 'i>(value: &'a Spanned<DeValue<'i>>, kind: Kind) -> Vec<&'a Spanned<DeValue<'i>>> {
     match (value.get_ref(), kind) {
-        (DeValue::Array(list), Kind::Addresses | Kind::Claims | Kind::Networks) => {
+        (DeValue::Array(list), Kind::Addresses | Kind::Claims | Kind::Networks | Kind::Words) => {
             list.iter().collect()
         }
         _ => vec![value],
@@ -511,7 +559,7 @@ fn text(value: &DeValue<'_>, kind: Kind) -> Option<String> {
         (DeValue::Integer(number), Kind::Integer | Kind::Time) => Some(number.to_string()),
         (
             DeValue::String(text),
-            Kind::Time | Kind::Text | Kind::Addresses | Kind::Claims | Kind::Networks,
+            Kind::Time | Kind::Text | Kind::Addresses | Kind::Claims | Kind::Networks | Kind::Words,
         ) => Some(text.to_string()),
         _ => None,
     }

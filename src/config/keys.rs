@@ -41,6 +41,8 @@ pub enum Kind {
     Claims,
     /// The name of a file, or a list of networks.
     Networks,
+    /// A word, or a list of them.
+    Words,
 }
 
 impl Kind {
@@ -53,6 +55,7 @@ impl Kind {
             Kind::Text => "a string",
             Kind::Addresses => "an address in quotes, or a list of them",
             Kind::Claims => "an address or CIDR in quotes, or a list of them",
+            Kind::Words => "a word in quotes, or a list of them",
             Kind::Networks => "the name of a file, or a list of addresses and CIDRs",
         }
     }
@@ -88,6 +91,7 @@ pub fn kind(flag: &Arg) -> Kind {
         (_, Some("TIME")) => Kind::Time,
         (_, Some("NETWORKS")) => Kind::Claims,
         (_, Some("FILE")) => Kind::Networks,
+        (_, Some("WORDS")) => Kind::Words,
         _ => Kind::Text,
     }
 }

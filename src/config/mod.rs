@@ -18,25 +18,24 @@ mod text;
 mod value;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use ipnet::IpNet;
 
-pub use check::{Mistake, check, leads_to, loops, overlap, resolve, systemd_state_dir};
+pub use check::{Mistake, check, leads_to, loops, overlap, process, resolve, systemd_state_dir};
 pub use choice::{
-    Choice, Control, LogFormat, Protocol, Routing, RoutingMode, SourcePort, UdpHeader, Untrusted,
-    Verbosity,
+    Choice, Control, LogFormat, Parts, Protocol, Routing, RoutingMode, SourcePort, UdpHeader,
+    Untrusted, Verbosity,
 };
-pub use draft::{BOOLEAN, ListenerDraft, ProcessDraft};
+pub use draft::{BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load};
-pub use keys::key;
 pub use netns::{Engine, TargetNetns};
 pub use text::{from_flags, good, in_force};
-pub use value::{Addresses, HostPort, Rate};
-pub(crate) use value::{boolean, host_port, integer_in, name, timeout};
+pub use value::{HostPort, Rate};
+pub(crate) use value::{boolean, duration, host_port, http_url, integer_in, name, timeout};
 
 use crate::addr::TargetAddr;
 pub use crate::networks::NetworkList;
@@ -56,6 +55,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// The configuration file, if there is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Source::File { path, .. } => Some(path),
+            Source::Flags(_) => None,
+        }
+    }
+
     /// Reads and checks what is asked for. The error tells every mistake, one a line.
     pub fn read(&self) -> Result<Config> {
         match self {
@@ -92,6 +99,9 @@ pub struct Process {
     pub workers: usize,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// How long sessions may go on after a hand-over to a new process (`-upgrade-drain`); `None` for
+    /// any time.
+    pub upgrade_drain: Option<Duration>,
     /// About the policy routing.
     pub routing: Routing,
     /// What this instance is called (`-name`).
@@ -104,8 +114,36 @@ pub struct Process {
     pub state_dir: Option<PathBuf>,
     /// How much is logged.
     pub verbosity: Verbosity,
-    /// How log lines look; `None` for text on a terminal and JSON elsewhere.
+    /// How log lines look; `None` for the journal where standard error goes there, text on a terminal
+    /// and JSON elsewhere.
     pub log_format: Option<LogFormat>,
+    /// Where metrics and the status page are served (`-metrics`).
+    pub metrics: Option<SocketAddr>,
+    /// The user to become (`-user`), a name or a number.
+    pub user: Option<String>,
+    /// What is given up once everything is in place.
+    pub sandbox: Parts,
+    /// The CrowdSec engine that bans are taken from, if any.
+    pub crowdsec: Option<Crowdsec>,
+}
+
+/// How bans are taken from a CrowdSec engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crowdsec {
+    /// Its local API, without a slash at the end.
+    pub url: String,
+    /// Where the API key stands.
+    pub api_key_file: PathBuf,
+    /// Time from one question for changes to the next.
+    pub update_frequency: Duration,
+    /// Only decisions of these scopes; none means all.
+    pub scopes: Vec<String>,
+    /// Only decisions of these origins; none means all.
+    pub origins: Vec<String>,
+    /// Only decisions whose scenario contains one of these; none means all.
+    pub scenarios_containing: Vec<String>,
+    /// The certificates to trust instead of the system's.
+    pub tls_ca_file: Option<PathBuf>,
 }
 
 /// What one listener is asked to do.
@@ -199,6 +237,33 @@ pub struct RouteTarget {
 }
 
 impl Config {
+    /// Whether targets are in network namespaces that are not this host's own.
+    pub fn enters_namespaces(&self) -> bool {
+        let mut listeners = self.listeners.iter();
+        listeners.any(|listener| listener.target_netns.is_some())
+    }
+
+    /// The files that it names: a reload reads them again.
+    pub fn lists(&self) -> impl Iterator<Item = &Path> {
+        let lists = self.listeners.iter().flat_map(|listener| {
+            [
+                &listener.allowed_subnets,
+                &listener.denied_clients,
+                &listener.allowed_clients,
+            ]
+        });
+        let lists = lists.filter_map(|list| match list {
+            Some(NetworkList::File(path)) => Some(path.as_path()),
+            _ => None,
+        });
+        let engine = self.process.crowdsec.iter();
+        let engine = engine.flat_map(|engine| {
+            let key = Some(&engine.api_key_file);
+            key.into_iter().chain(&engine.tls_ca_file)
+        });
+        lists.chain(engine.map(PathBuf::as_path))
+    }
+
     /// The targets of all listeners, each once.
     pub fn route_targets(&self) -> Vec<RouteTarget> {
         let mut all: Vec<RouteTarget> = Vec::new();

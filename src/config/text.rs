@@ -9,11 +9,11 @@ use ipnet::IpNet;
 use toml::Value;
 
 use super::choice::{Choice, Control, Protocol};
-use super::draft::{ListenerDraft, ProcessDraft};
+use super::draft::{CrowdsecDraft, ListenerDraft, ProcessDraft};
 use super::keys::{Kind, fits, key, kind};
 use super::netns::TargetNetns;
 use super::value::{Rate, addresses, allow_claims, boolean, integer};
-use super::{Config, ListenerConfig, Process};
+use super::{Config, Crowdsec, ListenerConfig, Process};
 use crate::networks::NetworkList;
 
 /// What a listener is called that nobody has named.
@@ -23,6 +23,10 @@ const NAMELESS: &str = "main";
 pub fn in_force(config: &Config) -> String {
     let mut out = String::new();
     rows(&mut out, process(&config.process));
+    if let Some(engine) = &config.process.crowdsec {
+        out += "\n[crowdsec]\n";
+        rows(&mut out, crowdsec(engine));
+    }
     for listener in &config.listeners {
         let name = listener.name.as_deref().unwrap_or(NAMELESS);
         let _ = writeln!(out, "\n[[listener]]\nname = {}", text(name));
@@ -83,6 +87,10 @@ fn process(process: &Process) -> Vec<Row> {
     vec![
         ("workers", number(process.workers)),
         ("drain-timeout", time(process.drain_timeout)),
+        (
+            "upgrade-drain",
+            process.upgrade_drain.map_or(Err("no limit"), time),
+        ),
         ("routing", Ok(text(process.routing.word()))),
         ("name", process.name.as_deref().map(text).ok_or("none")),
         ("control", control),
@@ -104,7 +112,46 @@ fn process(process: &Process) -> Vec<Row> {
             process
                 .log_format
                 .map(|format| text(format.word()))
-                .ok_or("text on a terminal, json elsewhere"),
+                .ok_or("journal if standard error goes there, text on a terminal, json elsewhere"),
+        ),
+        (
+            "metrics",
+            process
+                .metrics
+                .map(|addr| text(&addr.to_string()))
+                .ok_or("off"),
+        ),
+        (
+            "user",
+            process
+                .user
+                .as_deref()
+                .map(text)
+                .ok_or("the one that started it"),
+        ),
+        ("sandbox", Ok(text(&process.sandbox.to_string()))),
+    ]
+}
+
+fn crowdsec(engine: &Crowdsec) -> Vec<Row> {
+    let words = |list: &[String]| match list {
+        [] => Err("all"),
+        list => Ok(Value::Array(list.iter().map(|word| text(word)).collect())),
+    };
+    vec![
+        ("url", Ok(text(&engine.url))),
+        ("api-key-file", Ok(file(&engine.api_key_file))),
+        ("update-frequency", time(engine.update_frequency)),
+        ("scopes", words(&engine.scopes)),
+        ("origins", words(&engine.origins)),
+        ("scenarios-containing", words(&engine.scenarios_containing)),
+        (
+            "tls-ca-file",
+            engine
+                .tls_ca_file
+                .as_deref()
+                .map(file)
+                .ok_or("the certificates of the system"),
         ),
     ]
 }
@@ -204,6 +251,16 @@ pub fn from_flags(given: &[(String, String)]) -> String {
         .unwrap_or(Protocol::Tcp);
     let mut out = String::from("# A configuration for realpeer: realpeer -config FILE\n");
     commented(&mut out, &of_process, &value, |_| true);
+    let of_engine = CrowdsecDraft::augment_args(Command::new("crowdsec"));
+    let of_engine_typed = |key: &str| match key {
+        "url" => value("crowdsec-url"),
+        "api-key-file" => value("crowdsec-key-file"),
+        _ => None,
+    };
+    if of_engine_typed("url").is_some() {
+        out += "\n[crowdsec]\n";
+        commented(&mut out, &of_engine, &of_engine_typed, |_| true);
+    }
     let name = value("name").unwrap_or(NAMELESS);
     let _ = writeln!(
         out,
@@ -252,7 +309,7 @@ fn from_typed(typed: &str, kind: Kind) -> Value {
             NetworkList::Here(list) => networks(&list),
             NetworkList::File(path) => file(&path),
         }),
-        Kind::Text | Kind::Networks => Ok(text(typed)),
+        Kind::Text | Kind::Networks | Kind::Words => Ok(text(typed)),
     }
     .unwrap_or_else(|_| text(typed))
 }
@@ -308,13 +365,26 @@ mod tests {
     const PROCESS: &str = r#"
 workers = 3
 drain-timeout = "1s500ms"
+upgrade-drain = "1h"
 routing = "off"
 name = "edge"
 control = "/run/edge.sock"
 control-group = "admin"
 state-dir = "/var/lib/edge"
+metrics = "127.0.0.1:9150"
 verbosity = 2
 log-format = "json"
+user = "nobody"
+sandbox = "seccomp,landlock"
+
+[crowdsec]
+url = "https://engine.example:8080"
+api-key-file = "/etc/realpeer/crowdsec.key"
+update-frequency = "30s"
+scopes = ["ip", "range"]
+origins = ["CAPI"]
+scenarios-containing = ["ssh", "http"]
+tls-ca-file = "/etc/realpeer/engine.pem"
 "#;
     const BOTH: &str = r#"
 ipv4 = "127.0.0.2:22"
@@ -370,11 +440,12 @@ max-flows = 11
         [PROCESS, TCP, BOTH, UDP, BOTH].concat()
     }
 
-    fn flags() -> [Command; 2] {
+    fn flags() -> [Command; 3] {
         let bare = Command::new("test");
         [
             ProcessDraft::augment_args(bare.clone()),
-            ListenerDraft::augment_args(bare),
+            ListenerDraft::augment_args(bare.clone()),
+            CrowdsecDraft::augment_args(bare),
         ]
     }
 
@@ -392,7 +463,7 @@ max-flows = 11
     #[test]
     fn every_flag_is_printed_set_or_not() {
         let of = |config: &Config| in_force(config);
-        let bare = "[[listener]]\nname = \"a\"\n[[listener]]\nname = \"b\"\nprotocol = \"udp\"";
+        let bare = "[crowdsec]\nurl = \"http://[::1]:8080\"\napi-key-file = \"k\"\n[[listener]]\nname = \"a\"\n[[listener]]\nname = \"b\"\nprotocol = \"udp\"";
         let (full, bare) = (of(&read(&full())), of(&read(bare)));
         for command in flags() {
             for key in keys_of(&command) {

@@ -1,7 +1,7 @@
 //! Values of flags and keys, read as Go's `flag` and `time` packages read them.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::num::IntErrorKind;
 use std::time::Duration;
 
@@ -31,6 +31,41 @@ impl fmt::Display for Rate {
         write!(f, "{}/{unit}", self.count)
     }
 }
+
+/// Words of a list, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words(pub Vec<String>);
+
+/// Words separated by commas.
+pub fn words(text: &str) -> Result<Words, String> {
+    let words: Vec<String> = text.split(',').map(|word| word.trim().to_owned()).collect();
+    match words.iter().any(String::is_empty) {
+        true => Err("write one word or several, separated by commas".into()),
+        false => Ok(Words(words)),
+    }
+}
+
+/// What CrowdSec's decisions may be about, as far as it can be banned.
+pub fn scopes(text: &str) -> Result<Words, String> {
+    let scopes = words(text)?;
+    let is_known = |word: &String| ["ip", "range"].contains(&word.to_lowercase().as_str());
+    match scopes.0.iter().all(is_known) {
+        true => Ok(scopes),
+        false => Err("write ip, range or both".into()),
+    }
+}
+
+/// `http://HOST[:PORT][/PATH]`, or https. No slash stands at its end.
+pub fn http_url(text: &str) -> Result<String, String> {
+    let url: hyper::Uri = text.parse().map_err(|_| NO_URL)?;
+    let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+    if !is_http || url.query().is_some() || url.host().is_none_or(str::is_empty) {
+        return Err(NO_URL.into());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+const NO_URL: &str = "write a URL such as http://127.0.0.1:8080 or https://engine.example:8080";
 
 /// A host name or address literal with a port, as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +144,12 @@ fn target(text: &str) -> Result<HostPort, String> {
         HostPort { port: 0, .. } => Err("port 0 cannot be connected to".into()),
         addr => Ok(addr),
     }
+}
+
+/// An address with a port, such as 127.0.0.1:9150.
+pub fn socket_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an address and a port, such as 127.0.0.1:9150 or [::1]:9150".into())
 }
 
 /// Go's `strconv.ParseBool`.

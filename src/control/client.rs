@@ -1,18 +1,22 @@
 //! `realpeer ctl`: one request, its answer, and an exit code that scripts can trust.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use super::protocol::{End, Line, Network, Request, Status};
-use super::{table, usual_path};
+use super::{table, top, usual_path, watch};
 use crate::cli::{CtlAction, CtlFlags};
 use crate::config::{Control, Process};
 use crate::output;
 
 /// How long the proxy may take for a line of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an upgrade may take: the proxy gives the new process 10 s, and may have a reload to end
+/// first.
+const LONGEST_UPGRADE: Duration = Duration::from_secs(60);
 
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,11 @@ pub fn run(flags: &CtlFlags) -> Result<(), Failure> {
         .control
         .clone()
         .unwrap_or_else(|| usual_path(flags.name.as_deref()));
+    match flags.action {
+        CtlAction::Watch => return watch::run(&path, flags),
+        CtlAction::Top => return top::run(&path),
+        _ => {}
+    }
     let (lines, end) = ask(&path, &request(flags)).map_err(|e| no_proxy(&path, &e))?;
     if flags.json {
         let mut lines = lines;
@@ -78,7 +87,8 @@ pub fn status(process: &Process) -> Option<Status> {
         Control::Usual => usual_path(process.name.as_deref()),
         Control::At(path) => path.clone(),
     };
-    ask(&path, &Request::Status {}).ok()?.1.status
+    let (_, end) = ask(&path, &Request::Status {}).ok()?;
+    end.status.map(|status| *status)
 }
 
 /// What the running proxy has in force, as TOML.
@@ -91,9 +101,10 @@ pub fn config(control: Option<&Path>, name: Option<&str>) -> Result<String, Fail
     }
 }
 
-fn request(flags: &CtlFlags) -> Request {
+pub(super) fn request(flags: &CtlFlags) -> Request {
     match flags.action {
-        CtlAction::Status => Request::Status {},
+        // The screen asks for more.
+        CtlAction::Status | CtlAction::Top => Request::Status {},
         CtlAction::Connections => Request::Connections {
             listener: flags.listener.clone(),
         },
@@ -115,8 +126,11 @@ fn request(flags: &CtlFlags) -> Request {
         CtlAction::Unban(network) => Request::Unban {
             network: Network(network),
             listener: flags.listener.clone(),
+            force: flags.force,
         },
-        CtlAction::Bans => Request::Bans {},
+        CtlAction::Bans => Request::Bans {
+            origin: flags.origin.clone(),
+        },
         CtlAction::Drain(ref listener) => Request::Drain {
             listener: listener.clone(),
         },
@@ -125,29 +139,56 @@ fn request(flags: &CtlFlags) -> Request {
         },
         CtlAction::Reload => Request::Reload {},
         CtlAction::Log(level) => Request::Log { level },
+        CtlAction::Upgrade => Request::Upgrade {},
+        CtlAction::Watch => Request::Watch {
+            listener: flags.listener.clone(),
+        },
     }
 }
 
 fn ask(path: &Path, request: &Request) -> io::Result<(Vec<Line>, End)> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    Conversation::begin(path)?.ask(request)
+}
+
+/// A connection to a proxy.
+pub(super) struct Conversation(BufReader<UnixStream>);
+
+impl Conversation {
+    /// Fails if nobody listens there.
+    pub fn begin(path: &Path) -> io::Result<Conversation> {
+        Ok(Conversation(BufReader::new(UnixStream::connect(path)?)))
+    }
+
+    /// Asks, and waits for the whole answer.
+    pub fn ask(&mut self, request: &Request) -> io::Result<(Vec<Line>, End)> {
+        let patience = match request {
+            Request::Upgrade {} => LONGEST_UPGRADE,
+            _ => PATIENCE,
+        };
+        self.0.get_ref().set_read_timeout(Some(patience))?;
+        // A proxy that has too many clients answers without reading.
+        let sent = send(self.0.get_mut(), request);
+        let mut lines = Vec::new();
+        for line in self.0.by_ref().lines() {
+            match serde_json::from_str(&line?)? {
+                Line::End(end) => return Ok((lines, end)),
+                line => lines.push(line),
+            }
+        }
+        sent?;
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// Sends a request.
+pub(super) fn send(stream: &mut UnixStream, request: &Request) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
-    // A proxy that has too many clients answers without reading.
-    let sent = stream.write_all(&text);
-    let mut lines = Vec::new();
-    for line in BufReader::new(stream).lines() {
-        match serde_json::from_str(&line?)? {
-            Line::End(end) => return Ok((lines, end)),
-            line => lines.push(line),
-        }
-    }
-    sent?;
-    Err(io::ErrorKind::UnexpectedEof.into())
+    stream.write_all(&text)
 }
 
-fn no_proxy(path: &Path, error: &io::Error) -> Failure {
+pub(super) fn no_proxy(path: &Path, error: &io::Error) -> Failure {
     let path = path.display();
     Failure::NoProxy(match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {

@@ -5,16 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use tokio::sync::mpsc;
 
+use super::clients;
+use super::older;
 use super::protocol::{Connection, End, LastRefused, Line, Listener, Network, Request, Status};
-use crate::bans::{self, Ban};
+use crate::bans::{self, Ban, Decision};
 use crate::config::{self, Choice, Verbosity};
+use crate::events::Watcher;
+use crate::handover::succession::Succession;
 use crate::listeners::Listeners;
+use crate::protected::{Protected, is_of};
 use crate::proxy::Proxy;
 use crate::service::{Record, Service};
-use crate::sessions::{EndedBy, Session, SessionId};
+use crate::sessions::{EndedBy, SessionId};
 use crate::stats::Count;
-use crate::sys;
 
 /// The longest ban that is not for ever: a hundred years.
 const LONGEST: f64 = 100.0 * 365.0 * 86_400.0;
@@ -29,6 +34,8 @@ pub struct Office {
     pub listeners: Arc<Listeners>,
     /// When they began to.
     pub started: Instant,
+    /// Whether another process takes over.
+    pub succession: Succession,
 }
 
 impl Office {
@@ -45,10 +52,42 @@ impl Office {
         }
     }
 
-    /// Does what is asked, and tells the lines of the answer.
+    /// Does what is asked, and tells the lines of the answer: those of processes before this one,
+    /// too. When another process serves, it answers.
     pub async fn answer(&self, request: Request) -> Vec<Line> {
+        let succession = &self.succession;
+        let gate = match request {
+            // These change nothing that is passed on, or keep away from it by themselves.
+            Request::Status {}
+            | Request::Connections { .. }
+            | Request::Bans { .. }
+            | Request::Config {}
+            | Request::Reload {}
+            | Request::Upgrade {} => None,
+            _ => Some(succession.gate.read().await),
+        };
+        if succession.is_over() {
+            return succession.relay(&request).await;
+        }
+        let lines = match request {
+            Request::Upgrade {} => end(self.upgrade().await),
+            ref request => self.answer_alone(request.clone()).await,
+        };
+        drop(gate);
         match request {
-            Request::Status {} => end(self.status().await),
+            Request::Reload {} if succession.is_over() => succession.relay(&request).await,
+            _ => older::add(&self.proxy().elders, &request, lines).await,
+        }
+    }
+
+    /// As `answer`, for this process only.
+    pub async fn answer_alone(&self, request: Request) -> Vec<Line> {
+        match request {
+            Request::Upgrade {} => end(End::error("another process serves")),
+            Request::Status {} => end(End {
+                status: Some(Box::new(self.status().await)),
+                ..End::ok()
+            }),
             Request::Connections { listener } => self.connections(listener.as_deref()).await,
             Request::Kill { id, client } => end(self.kill(id, client)),
             Request::Ban {
@@ -61,8 +100,13 @@ impl Office {
                 .ban(network.0, length, reason, listener, force)
                 .await
                 .unwrap_or_else(End::error)),
-            Request::Unban { network, listener } => end(self.unban(network.0, listener.as_deref())),
-            Request::Bans {} => self.bans(),
+            Request::Unban {
+                network,
+                listener,
+                force,
+            } => end(self.unban(network.0, listener.as_deref(), force)),
+            // It is answered page by page: see `bans`.
+            Request::Bans { .. } => end(End::ok()),
             Request::Drain { listener } => {
                 end(done(self.listeners.drain(listener.as_deref()).await))
             }
@@ -81,7 +125,48 @@ impl Office {
                 config: Some(config::in_force(&self.listeners.config().await)),
                 ..End::ok()
             }),
+            Request::Clients { sort, filter, most } => {
+                clients::busiest(self.proxy(), sort, &filter, most).await
+            }
+            // The server does it: it has no end.
+            Request::Watch { .. } => end(End::error("watch: cannot be answered at once")),
         }
+    }
+
+    async fn upgrade(&self) -> End {
+        match self.succession.order().await {
+            Ok(pid) => End {
+                pid: Some(pid),
+                ..End::ok()
+            },
+            Err(error) => End::error(format!("this process goes on: {error}")),
+        }
+    }
+
+    /// What runs, with the processes before this one that still carry sessions.
+    pub(crate) async fn status_of_all(&self) -> Status {
+        let status = self.status().await;
+        let alone = end(End {
+            status: Some(Box::new(status.clone())),
+            ..End::ok()
+        });
+        let all = older::add(&self.proxy().elders, &Request::Status {}, alone).await;
+        match all.into_iter().next_back() {
+            Some(Line::End(End {
+                status: Some(status),
+                ..
+            })) => *status,
+            _ => status,
+        }
+    }
+
+    /// Watches what happens, at that listener or at all.
+    pub async fn watch(&self, listener: Option<&str>) -> Result<Watcher, End> {
+        if listener.is_some() {
+            let found = self.listeners.named(listener).await;
+            found.map_err(|error| End::error(error.to_string()))?;
+        }
+        Ok(self.proxy().events.watch())
     }
 
     fn log(&self, level: u8) -> End {
@@ -100,7 +185,8 @@ impl Office {
         &self.listeners.proxy
     }
 
-    async fn status(&self) -> End {
+    /// What runs, and its counts.
+    async fn status(&self) -> Status {
         let services = self.listeners.services().await;
         let config = self.listeners.config().await;
         let listeners: Vec<_> = services
@@ -120,21 +206,25 @@ impl Office {
         }
         // There is always one listener.
         let first = listeners.first();
-        End {
-            status: Some(Status {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                name: config.process.name,
-                pid: std::process::id(),
-                listen: first.and_then(|listener| listener.listen.first().copied()),
-                protocol: first.map(|listener| listener.protocol.clone()),
-                uptime: self.started.elapsed().as_secs(),
-                open: self.proxy().open(),
-                bans: self.proxy().bans.list().len(),
-                counts,
-                listeners,
-                refused,
-            }),
-            ..End::ok()
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: config.process.name,
+            pid: std::process::id(),
+            listen: first.and_then(|listener| listener.listen.first().copied()),
+            protocol: first.map(|listener| listener.protocol.clone()),
+            uptime: self.started.elapsed().as_secs(),
+            open: self.proxy().open(),
+            bans: self.proxy().bans.list().len(),
+            crowdsec: self
+                .proxy()
+                .crowdsec
+                .as_ref()
+                .map(|state| state.told(&self.proxy().bans.decisions)),
+            counts,
+            listeners,
+            older: Vec::new(),
+            refused,
+            sandbox: self.proxy().sandbox.get().map(|it| it.state.clone()),
         }
     }
 
@@ -158,6 +248,7 @@ impl Office {
                 peer: session.peer.0,
                 target: session.route.map(|route| route.target.0),
                 age: session.began.elapsed().as_secs(),
+                pid: None,
             },
         }))
     }
@@ -198,13 +289,14 @@ impl Office {
             return Err(format!("the reason is longer than {LONGEST_REASON} bytes"));
         }
         let bans = &self.proxy().bans;
-        let services = self.listeners.services().await;
+        let protected = Protected::now(&self.listeners).await;
         if let Some(name) = &listener {
             let found = self.listeners.named(Some(name)).await;
             found.map_err(|error| error.to_string())?;
         }
         if !force {
-            refuse_if_protected(&network, &services)?;
+            let refused = protected.refuse(&network);
+            refused.map_err(|why| format!("{why}: refused without -force"))?;
         }
         let until = length.map(|seconds| bans::after(Duration::from_secs_f64(seconds)));
         let ban = Ban {
@@ -218,16 +310,19 @@ impl Office {
         let at = ban.listener.as_deref();
         let killed = self.proxy().kill(EndedBy::Ban, |_, session| {
             let here = at.is_none() || session.listener.as_deref() == at;
-            here && is_of(session, &network) && !is_spared(session, &network, &services)
+            here && is_of(session, &network) && !protected.spares(session, &network)
         });
-        tracing::info!(
-            network = %network,
-            seconds = length.map(|seconds| seconds.ceil() as u64),
-            reason = ban.reason,
-            listener = ban.listener,
-            killed = killed as u64,
-            "client banned"
-        );
+        // Of several processes the one that serves tells it.
+        if killed > 0 || !self.succession.is_over() {
+            tracing::info!(
+                network = %network,
+                seconds = length.map(|seconds| seconds.ceil() as u64),
+                reason = ban.reason,
+                listener = ban.listener,
+                killed = killed as u64,
+                "client banned"
+            );
+        }
         Ok(End {
             killed: Some(killed),
             until,
@@ -236,34 +331,87 @@ impl Office {
         })
     }
 
-    fn unban(&self, network: IpNet, listener: Option<&str>) -> End {
+    fn unban(&self, network: IpNet, listener: Option<&str>, force: bool) -> End {
         let bans = &self.proxy().bans;
+        let decision = bans.decisions.on(&network, bans::now());
         let (ended, written) = bans.unban(network, listener);
-        if ended.is_empty() {
+        let mut warning = self.warning(written);
+        if let Some(decision) = &decision {
+            let back = format!(
+                "the engine brings it back with its next full answer; `cscli decisions delete --{} {}` on its host ends it",
+                if is_single(&network) { "ip" } else { "range" },
+                if is_single(&network) {
+                    network.addr().to_string()
+                } else {
+                    network.to_string()
+                },
+            );
+            match (force, ended.is_empty()) {
+                (false, true) => {
+                    return End::error(format!("{decision}: refused without -force, for {back}"));
+                }
+                (false, false) => warning = Some(format!("it stays banned, {decision}: {back}")),
+                (true, _) => {
+                    bans.decisions.remove_all(&network);
+                    warning = Some(format!("it was banned, {decision}: {back}"));
+                }
+            }
+        } else if ended.is_empty() {
             let wider = bans.list().covering(&network).last().cloned();
             return End::error(match wider {
                 Some(ban) => format!(
                     "{network} is banned as a part of {}: unban that",
                     ban.network
                 ),
-                None => format!("{network} is not banned"),
+                None => match bans.decisions.find(network.addr(), bans::now()) {
+                    Some(wider) => format!("{network} is banned as a part of {wider}"),
+                    None => format!("{network} is not banned"),
+                },
             });
         }
-        tracing::info!(network = %network, "client unbanned");
+        if !self.succession.is_over() {
+            tracing::info!(network = %network, "client unbanned");
+        }
         End {
             count: Some(ended.len()),
-            warning: self.warning(written),
+            warning,
             ..End::ok()
         }
     }
 
-    fn bans(&self) -> Vec<Line> {
-        let now = bans::now();
-        let bans = self.proxy().bans.list();
-        let current = bans
-            .iter()
-            .filter(|ban| ban.until.is_none_or(|until| now < until));
-        list(current.map(|ban| Line::Ban { ban: ban.clone() }))
+    /// The bans of an origin, or all, page by page; the last page ends the answer. There may be
+    /// millions: a thread of its own lists them, as fast as the client reads.
+    pub fn bans(&self, origin: Option<String>) -> mpsc::Receiver<Vec<Line>> {
+        let (sender, pages) = mpsc::channel(2);
+        let bans = Arc::clone(&self.proxy().bans);
+        tokio::task::spawn_blocking(move || {
+            let now = bans::now();
+            let is_wanted = |line: &Line| match (&origin, line) {
+                (Some(wanted), Line::Ban { origin, .. }) => is_of_origin(origin.as_deref(), wanted),
+                _ => true,
+            };
+            let list = bans.list();
+            let here = list
+                .iter()
+                .filter(|ban| ban.until.is_none_or(|until| now < until));
+            let here: Vec<Line> = here.map(|ban| ban_line(ban.clone(), None)).collect();
+            drop(list);
+            let mut count = 0;
+            let decided = bans.decisions.pages(now).map(|page| {
+                let lines = page.into_iter().map(decision_line);
+                lines.collect::<Vec<Line>>()
+            });
+            for mut page in std::iter::once(here).chain(decided) {
+                page.retain(&is_wanted);
+                count += page.len();
+                if !page.is_empty() && sender.blocking_send(page).is_err() {
+                    return;
+                }
+            }
+            let count = Some(count);
+            let _ = sender.blocking_send(end(End { count, ..End::ok() }));
+        });
+        pages
     }
 
     fn warning(&self, written: anyhow::Result<()>) -> Option<String> {
@@ -285,44 +433,36 @@ impl Office {
     }
 }
 
-fn is_of(session: &Session, network: &IpNet) -> bool {
-    session
-        .route
-        .is_some_and(|route| network.contains(&route.client.ip()))
+/// Where a ban spoken here comes from, and whose the engine's decisions are.
+const HERE: &str = "local";
+const ENGINE: &str = "crowdsec";
+
+fn ban_line(ban: Ban, origin: Option<String>) -> Line {
+    Line::Ban { ban, origin }
 }
 
-/// Every listener, and whether it takes anything new.
-type Services = [(Arc<Service>, bool)];
-
-/// A load balancer that speaks for itself may be spared by the rules of its listener.
-fn is_spared(session: &Session, network: &IpNet, services: &Services) -> bool {
-    if session.route.is_some_and(|route| route.named) {
-        return false;
-    }
-    let mut services = services.iter().map(|(service, _)| service);
-    let service = services.find(|service| service.record.name == session.listener);
-    service.is_some_and(|service| service.admission.spares(session.peer, network))
+/// A decision as the ban that it is.
+fn decision_line(decision: Decision) -> Line {
+    let cause = &decision.cause;
+    let origin = Some(format!("{ENGINE}/{}", cause.origin));
+    let ban = Ban {
+        network: decision.network,
+        listener: None,
+        since: 0,
+        until: Some(decision.until),
+        reason: cause.scenario.to_string(),
+    };
+    ban_line(ban, origin)
 }
 
-/// Who bans the hosts that all clients come through, or this one, bans everybody.
-fn refuse_if_protected(network: &IpNet, services: &Services) -> Result<(), String> {
-    let own = sys::interfaces::addresses();
-    let own = own.iter().find(|ip| network.contains(*ip)).copied();
-    let loopback = Some(network.addr()).filter(|ip| ip.is_loopback());
-    if let Some(ip) = own.or(loopback) {
-        return Err(format!(
-            "{network} holds this host's own address {ip}: refused without -force"
-        ));
-    }
-    let trusted = services
-        .iter()
-        .filter_map(|(service, _)| service.admission.allowed_subnets.as_ref());
-    if let Some(found) = trusted.into_iter().find_map(|list| list.overlap(network)) {
-        return Err(format!(
-            "{network} overlaps {found}, a load balancer of the allowed-subnets file: refused without -force"
-        ));
-    }
-    Ok(())
+/// `crowdsec` is all decisions, `crowdsec/CAPI` those of one origin, `local` what was spoken here.
+fn is_of_origin(origin: Option<&str>, wanted: &str) -> bool {
+    let origin = origin.unwrap_or(HERE);
+    origin == wanted || origin.split('/').next() == Some(wanted)
+}
+
+fn is_single(network: &IpNet) -> bool {
+    network.prefix_len() == network.max_prefix_len()
 }
 
 fn listener(service: &Service, accepting: bool) -> Listener {

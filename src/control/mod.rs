@@ -4,23 +4,39 @@
 //! The server lives on the main thread, where no connection is carried.
 
 mod client;
+mod clients;
 mod commands;
+mod older;
 mod protocol;
 mod server;
 mod socket;
 mod table;
+mod top;
+mod watch;
 
 use std::path::{Path, PathBuf};
+
+use crate::config::Control;
 
 pub(crate) use client::status;
 pub use client::{Failure, config, run};
 pub use commands::Office;
-pub(crate) use protocol::{LastRefused, Listener, Status};
+pub(crate) use protocol::{End, LastRefused, Line, Listener, Request, Status};
 pub use server::serve;
-pub use socket::{Place, bind};
+pub use socket::{Bound, Place, bind, lock_path};
+pub(crate) use table::older_words;
 
 /// Where control sockets are when nobody says otherwise.
-const DIRECTORY: &str = "/run/realpeer";
+pub const DIRECTORY: &str = "/run/realpeer";
+
+/// Where the control socket of an instance is to be, if anywhere.
+pub fn path(control: &Control, name: Option<&str>) -> Option<PathBuf> {
+    match control {
+        Control::Off => None,
+        Control::Usual => Some(usual_path(name)),
+        Control::At(path) => Some(path.clone()),
+    }
+}
 
 /// The control socket of the instance of that name.
 fn usual_path(name: Option<&str>) -> PathBuf {

@@ -3,16 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::bans::{Ban, UnixSeconds};
+use crate::crowdsec;
+use crate::events::Told;
 use crate::networks;
+use crate::sandbox;
 use crate::sessions::SessionId;
+use crate::stats::Count;
 
 /// What is asked for.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
     /// What runs, and its counts.
@@ -47,9 +52,15 @@ pub enum Request {
         network: Network,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         listener: Option<String>,
+        /// Even a decision of CrowdSec, which the engine brings back.
+        #[serde(default)]
+        force: bool,
     },
-    /// Who is banned.
-    Bans {},
+    /// Who is banned, by all or by one origin.
+    Bans {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        origin: Option<String>,
+    },
     /// Take nothing new at a listener, which may be left out if it is the only one.
     Drain {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,6 +77,35 @@ pub enum Request {
     Log { level: u8 },
     /// What is in force, as TOML.
     Config {},
+    /// Have a new process of the program take over.
+    Upgrade {},
+    /// The clients with the most open connections, the newest or the oldest, `most` of them.
+    Clients {
+        #[serde(default)]
+        sort: Sort,
+        /// A part of their address, or of the name of a listener that they use.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        filter: String,
+        most: usize,
+    },
+    /// What happens from now on, at one listener or at all: lines without end.
+    Watch {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        listener: Option<String>,
+    },
+}
+
+/// By what clients are put in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sort {
+    /// The most open connections first.
+    #[default]
+    Open,
+    /// The most new ones first.
+    New,
+    /// The oldest one first.
+    Age,
 }
 
 /// A network that may also be written as a bare address.
@@ -88,8 +128,16 @@ impl TryFrom<String> for Network {
 pub enum Line {
     /// One of the open connections.
     Connection { connection: Connection },
-    /// One of the bans.
-    Ban { ban: Ban },
+    /// One of the bans; a decision of CrowdSec has its origin.
+    Ban {
+        ban: Ban,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        origin: Option<String>,
+    },
+    /// One of the clients.
+    Client { client: BusyClient },
+    /// Something that happened.
+    Event(Arc<Told>),
     /// The last line: how it went.
     End(End),
 }
@@ -114,12 +162,15 @@ pub struct End {
     /// When a new ban ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<UnixSeconds>,
+    /// The process that serves since an `upgrade`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// The answer to `config`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
     /// The answer to `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub status: Option<Status>,
+    pub status: Option<Box<Status>>,
 }
 
 impl End {
@@ -141,7 +192,7 @@ impl End {
 }
 
 /// What runs.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,17 +206,37 @@ pub struct Status {
     pub uptime: u64,
     pub open: usize,
     pub bans: usize,
+    /// How decisions of CrowdSec are read, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crowdsec: Option<crowdsec::Told>,
     /// What happened since the start, as the log names it.
     pub counts: BTreeMap<String, u64>,
     #[serde(default)]
     pub listeners: Vec<Listener>,
+    /// Processes before this one that still carry sessions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<Older>,
     /// The last refusal of each kind that there was, at whatever listener.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, LastRefused>,
+    /// What the process has given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<sandbox::State>,
+}
+
+/// A process that was succeeded by another and still carries sessions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Older {
+    pub pid: u32,
+    /// Missing if it does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<usize>,
+    /// Seconds since it was succeeded.
+    pub since: u64,
 }
 
 /// A listener, and what happened there.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listener {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -178,6 +249,13 @@ pub struct Listener {
     /// The last refusal of each kind that there was.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, LastRefused>,
+}
+
+impl Listener {
+    /// A count of it.
+    pub fn count(&self, count: Count) -> u64 {
+        self.counts.get(count.name()).copied().unwrap_or(0)
+    }
 }
 
 /// The last refusal of a kind.
@@ -212,6 +290,23 @@ pub struct Connection {
     pub target: Option<SocketAddr>,
     /// Seconds since it was taken.
     pub age: u64,
+    /// The process that carries it, if that was succeeded by another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+}
+
+/// A client and what it has open.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BusyClient {
+    pub address: IpAddr,
+    /// Connections and flows open now.
+    pub open: usize,
+    /// Those of them that began in the last ten seconds.
+    pub new: usize,
+    /// The age of the oldest, in seconds.
+    pub oldest: u64,
+    /// Names of the listeners.
+    pub listeners: Vec<String>,
 }
 
 #[cfg(test)]

@@ -3,22 +3,28 @@
 //! its commands get.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::commands::Office;
-use super::protocol::{End, Line};
+use super::protocol::{End, Line, Request};
 use super::socket::Place;
+use crate::events::{Event, Told, Watcher};
 
 /// Clients at once. Each holds a descriptor that no connection gets.
 const CLIENTS: usize = 8;
+
+/// Clients that watch, beside the others: one may be silent and slow for as long as it likes.
+const WATCHERS: usize = 4;
 
 /// Bytes of a request.
 const LONGEST_REQUEST: u64 = 4096;
@@ -44,10 +50,19 @@ pub async fn serve(place: Place, office: Arc<Office>) -> io::Result<()> {
     };
     tracing::debug!(path = %bound.path.display(), "control socket");
     let listener = UnixListener::from_std(bound.listener.try_clone()?)?;
+    office.succession.have_control(bound);
+    let end = pin!(office.succession.end.notified());
+    let mut end = end.fuse();
     let places = Arc::new(Semaphore::new(CLIENTS));
+    let seats = Arc::new(Semaphore::new(WATCHERS));
     let mut clients = JoinSet::new();
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Another process accepts. Who is here already is served on.
+            _ = &mut end => break,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a control connection at the moment");
@@ -60,23 +75,57 @@ pub async fn serve(place: Place, office: Arc<Office>) -> io::Result<()> {
             let _ = stream.try_write(&line(&Line::End(End::error("too many clients"))));
             continue;
         };
-        let office = Arc::clone(&office);
+        let (office, seats) = (Arc::clone(&office), Arc::clone(&seats));
         clients.spawn(async move {
+            let (input, mut output) = stream.into_split();
+            let mut input = BufReader::new(input);
             // A client that breaks off, or takes too long, is its own affair.
-            let _ = converse(stream, &office).await;
+            let wanted = converse(&mut input, &mut output, &office).await;
             drop(place);
+            if let Ok(Some(watch)) = wanted {
+                let _ = seat(watch, &office, &seats, &mut input, &mut output).await;
+            }
         });
     }
+    drop(listener);
+    while clients.join_next().await.is_some() {}
+    Ok(())
 }
 
-async fn converse(stream: UnixStream, office: &Office) -> io::Result<()> {
-    let (input, mut output) = stream.into_split();
-    let mut input = BufReader::new(input);
+/// What a client watches.
+struct Watch {
+    watcher: Watcher,
+    listener: Option<String>,
+}
+
+/// Answers a client until it leaves, or wants to watch.
+async fn converse(
+    input: &mut BufReader<OwnedReadHalf>,
+    output: &mut OwnedWriteHalf,
+    office: &Office,
+) -> io::Result<Option<Watch>> {
     let mut answers = Vec::new();
     let mut busy = Duration::ZERO;
-    while let Some(request) = read_request(&mut input).await? {
+    while let Some(request) = read_request(input).await? {
         let began = Instant::now();
         match serde_json::from_slice(&request) {
+            Ok(Request::Watch { listener }) => match office.watch(listener.as_deref()).await {
+                Ok(watcher) => {
+                    office.settle(&mut answers).await;
+                    send(output, &answers).await?;
+                    return Ok(Some(Watch { watcher, listener }));
+                }
+                Err(end) => answers.push(Line::End(end)),
+            },
+            Ok(Request::Bans { origin }) if !office.succession.is_over() => {
+                office.settle(&mut answers).await;
+                send(output, &answers).await?;
+                answers.clear();
+                let mut pages = office.bans(origin);
+                while let Some(page) = pages.recv().await {
+                    send(output, &page).await?;
+                }
+            }
             Ok(request) => answers.extend(office.answer(request).await),
             Err(error) => answers.push(Line::End(End::error(format!("cannot read this: {error}")))),
         }
@@ -85,14 +134,61 @@ async fn converse(stream: UnixStream, office: &Office) -> io::Result<()> {
             continue;
         }
         office.settle(&mut answers).await;
-        send(&mut output, &answers).await?;
+        send(output, &answers).await?;
         answers.clear();
         if busy > TURN {
             sleep(busy).await;
             busy = Duration::ZERO;
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Tells a client what happens, if there is a seat, until it leaves. It may be slow: what it does not
+/// read in time is lost to it.
+async fn seat(
+    mut watch: Watch,
+    office: &Office,
+    seats: &Semaphore,
+    input: &mut BufReader<OwnedReadHalf>,
+    output: &mut OwnedWriteHalf,
+) -> io::Result<()> {
+    let Ok(_seat) = seats.try_acquire() else {
+        return send(output, &[Line::End(End::error("too many watch already"))]).await;
+    };
+    let left = async {
+        // It has nothing more to say.
+        let _ = input.read_u8().await;
+    };
+    tokio::select! {
+        result = tell(&mut watch, output) => result,
+        () = left => Ok(()),
+        // Whoever watches asks the process that serves now.
+        () = office.succession.end.notified() => {
+            send(output, &[Line::End(End::ok())]).await
+        }
+    }
+}
+
+async fn tell(watch: &mut Watch, output: &mut OwnedWriteHalf) -> io::Result<()> {
+    let mut told = Arc::new(Told::now(Event::Watching {}));
+    let mut chunk = Vec::new();
+    loop {
+        let mut next = Some(told);
+        while let Some(told) = next {
+            let wanted = watch.listener.as_deref();
+            if wanted.is_none_or(|listener| told.concerns(listener)) {
+                chunk.extend(line(&Line::Event(told)));
+            }
+            next = match chunk.len() < CHUNK {
+                true => watch.watcher.ready(),
+                false => None,
+            };
+        }
+        output.write_all(&chunk).await?;
+        chunk.clear();
+        told = watch.watcher.next().await;
+    }
 }
 
 /// The next line, without its end; none if the client has finished.

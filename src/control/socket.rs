@@ -2,23 +2,29 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Group, chown};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::usual_path;
+use super::path;
 use crate::config::{Control, Process};
 use crate::lock_file;
 
 /// Owner and group may use it, nobody else.
 const MODE: u32 = 0o660;
+
+/// Clients that wait to be taken.
+const BACKLOG: i32 = 128;
 
 /// How long another realpeer that is binding there is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,10 +40,52 @@ pub struct Bound {
     /// Where it is.
     pub path: PathBuf,
     inode: u64,
+    /// The file stays when this is dropped.
+    kept: AtomicBool,
+}
+
+impl Bound {
+    /// Takes over the socket of another process, whose file this one leaves alone until `own`.
+    pub fn inherit(socket: OwnedFd, path: PathBuf, inode: u64) -> Bound {
+        Bound {
+            listener: UnixListener::from(socket),
+            path,
+            inode,
+            kept: AtomicBool::new(true),
+        }
+    }
+
+    /// The socket, to be passed on.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        Ok(self.listener.try_clone()?.into())
+    }
+
+    /// Of its file.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// It is another process's, too.
+    pub fn is_inherited(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// The file is to go with it.
+    pub fn own(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+    }
+
+    /// Leaves the file to another process.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
+        if self.kept.load(Ordering::Relaxed) {
+            return;
+        }
         // Whoever removed ours and put another there keeps that one.
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);
@@ -54,6 +102,16 @@ pub enum Place {
     InUse(Wanted),
 }
 
+impl Place {
+    /// The path of the socket.
+    pub fn path(&self) -> &Path {
+        match self {
+            Place::Ours(bound) => &bound.path,
+            Place::InUse(wanted) => &wanted.path,
+        }
+    }
+}
+
 /// A control socket to be made.
 #[derive(Debug)]
 pub struct Wanted {
@@ -63,12 +121,15 @@ pub struct Wanted {
 
 /// Opens the control socket. None if there shall be none, or if the usual place is out of reach.
 /// Whom it must be waited for is told. Fails when a place that was asked for cannot be had.
-pub fn bind(process: &Process) -> Result<Option<Place>> {
-    let (path, asked) = match &process.control {
-        Control::Off => return Ok(None),
-        Control::Usual => (usual_path(process.name.as_deref()), false),
-        Control::At(path) => (path.clone(), true),
+/// `inherited` is the socket of a process before this one, which is taken if it is at that place.
+pub fn bind(process: &Process, inherited: Option<Bound>) -> Result<Option<Place>> {
+    let Some(path) = path(&process.control, process.name.as_deref()) else {
+        return Ok(None);
     };
+    if let Some(bound) = inherited.filter(|bound| bound.path == path) {
+        return Ok(Some(Place::Ours(bound)));
+    }
+    let asked = process.control != Control::Usual;
     let group = process.control_group.as_deref().map(group_id);
     let group = group.transpose().context("-control-group")?;
     let wanted = Wanted { path, group };
@@ -125,15 +186,11 @@ impl Wanted {
         if let Some(user) = user(&self.path)? {
             return Ok(Err(user));
         }
-        // In a directory that only we may enter it gets its mode and group, and then its place.
+        // Under a name of its own it gets its mode and group, and then its place.
         let private = directory.join(format!(".{}", std::process::id()));
-        let _ = fs::remove_dir_all(&private);
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&private)
-            .with_context(|| format!("cannot make {}", private.display()))?;
-        let bound = make(&private.join("s"), &self.path, self.group);
-        let _ = fs::remove_dir_all(&private);
+        let _ = fs::remove_file(&private);
+        let bound = make(&private, &self.path, self.group);
+        let _ = fs::remove_file(&private);
         bound.map(Ok)
     }
 }
@@ -149,8 +206,13 @@ fn group_id(text: &str) -> Result<Gid> {
 }
 
 fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
-    let listener = UnixListener::bind(private)?;
-    listener.set_nonblocking(true)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    // The file takes over the mode of the socket (unix_bind_bsd in the kernel's net/unix/af_unix.c):
+    // so nobody else can connect before it has its group.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(private)?)?;
+    socket.listen(BACKLOG)?;
+    let listener = UnixListener::from(OwnedFd::from(socket));
     if let Some(group) = group {
         chown(private, None, Some(group)).with_context(|| {
             format!("cannot give it to group {group}: is realpeer root, or a member?")
@@ -163,14 +225,19 @@ fn make(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bound> {
         listener,
         path: path.to_owned(),
         inode,
+        kept: AtomicBool::new(false),
     })
 }
 
-/// Locks a file beside the socket.
-fn lock(socket: &Path) -> Result<Flock<File>> {
+/// The file beside the socket that is locked while the socket is made.
+pub fn lock_path(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
-    let path = PathBuf::from(path);
+    path.into()
+}
+
+fn lock(socket: &Path) -> Result<Flock<File>> {
+    let path = lock_path(socket);
     let name = || format!("cannot lock {}", path.display());
     let mut file = lock_file::open(&path)?;
     let start = Instant::now();

@@ -2,29 +2,42 @@
 
 use std::fmt::Write;
 
-use super::protocol::{Connection, End, Line, Listener, Status};
+use serde_json::Value;
+
+use super::protocol::{Connection, End, Line, Listener, Older, Status};
 use crate::bans::{self, Ban};
 use crate::cli::CtlAction;
+use crate::events::Told;
 use crate::stats::Count;
 
 /// The answer to an action that went well.
 pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
     let killed = end.killed.unwrap_or(0);
     match action {
-        CtlAction::Status => end.status.as_ref().map(status).unwrap_or_default(),
+        CtlAction::Status => end.status.as_deref().map(status).unwrap_or_default(),
         CtlAction::Connections => {
             let rows = lines.iter().filter_map(|line| match line {
                 Line::Connection { connection } => Some(connection_row(connection)),
                 _ => None,
             });
-            table(&["ID", "CLIENT", "PEER", "TARGET", "AGE"], rows)
+            let mut head = vec!["ID", "CLIENT", "PEER", "TARGET", "AGE"];
+            let older = lines.iter().any(is_older);
+            head.extend(older.then_some("PROCESS"));
+            let rows = rows.map(|mut row: Vec<String>| {
+                row.truncate(head.len());
+                row
+            });
+            table(&head, rows)
         }
         CtlAction::Bans => {
             let rows = lines.iter().filter_map(|line| match line {
-                Line::Ban { ban } => Some(ban_row(ban)),
+                Line::Ban { ban, origin } => Some(ban_row(ban, origin.as_deref())),
                 _ => None,
             });
-            table(&["NETWORK", "LISTENER", "ENDS IN", "REASON"], rows)
+            table(
+                &["NETWORK", "LISTENER", "ORIGIN", "ENDS IN", "REASON"],
+                rows,
+            )
         }
         CtlAction::KillId(_) | CtlAction::KillClient(_) => {
             format!("{} ended\n", connections(killed))
@@ -34,9 +47,64 @@ pub fn answer(action: &CtlAction, lines: &[Line], end: &End) -> String {
         CtlAction::Drain(name) => format!("{} accepts nothing new\n", listener_word(name)),
         CtlAction::Resume(name) => format!("{} accepts connections again\n", listener_word(name)),
         CtlAction::Reload => "the configuration was read again\n".to_owned(),
+        CtlAction::Upgrade => {
+            let pid = end.pid.unwrap_or_default();
+            format!("process {pid} has taken over\n")
+        }
         CtlAction::Log(level) => format!("logging at {level} until the next start\n"),
+        // They print for themselves.
+        CtlAction::Watch | CtlAction::Top => String::new(),
     }
 }
+
+fn is_older(line: &Line) -> bool {
+    matches!(line, Line::Connection { connection } if connection.pid.is_some())
+}
+
+/// A line that tells what happened, with the keys that it has in JSON.
+pub fn event(told: &Told) -> String {
+    let time = humantime::format_rfc3339_millis(told.time);
+    // An event is an object, and nothing in it can fail to be JSON.
+    let value = serde_json::to_value(&told.event).unwrap_or_default();
+    let mut words = String::new();
+    let mut fields: Vec<_> = value.as_object().into_iter().flatten().collect();
+    fields.sort_by_key(|(key, _)| EVENT_KEYS.iter().position(|known| known == key));
+    for (key, value) in fields {
+        let _ = match value {
+            Value::String(text) if key == "event" => write!(words, "{text:8}"),
+            // Strangers' words: no control characters on a terminal.
+            Value::String(text) if text.contains(|c: char| c.is_whitespace() || c.is_control()) => {
+                write!(words, " {key}=\"{}\"", text.escape_debug())
+            }
+            Value::String(text) => write!(words, " {key}={}", text.escape_debug()),
+            Value::Number(age) if key == "age" => {
+                write!(words, " {key}={:.3}s", age.as_f64().unwrap_or_default())
+            }
+            value => write!(words, " {key}={value}"),
+        };
+    }
+    format!("{time} {}\n", words.trim_end())
+}
+
+/// In the order of a line.
+const EVENT_KEYS: [&str; 16] = [
+    "event",
+    "id",
+    "listener",
+    "client",
+    "peer",
+    "target",
+    "network",
+    "bytesUp",
+    "bytesDown",
+    "age",
+    "end",
+    "reason",
+    "until",
+    "expired",
+    "count",
+    "error",
+];
 
 fn listener_word(name: &Option<String>) -> &str {
     name.as_deref().unwrap_or("the listener")
@@ -59,6 +127,21 @@ fn status(status: &Status) -> String {
         ("open now", status.open.to_string()),
         ("bans", status.bans.to_string()),
     ];
+    rows.extend(
+        status
+            .older
+            .iter()
+            .map(|older| ("older process", older_words(older))),
+    );
+    rows.extend(
+        status
+            .sandbox
+            .iter()
+            .map(|state| ("sandbox", state.to_string())),
+    );
+    if let Some(crowdsec) = &status.crowdsec {
+        rows.push(("crowdsec", crowdsec.words.escape_debug().to_string()));
+    }
     let single = match &status.listeners[..] {
         [only] => Some(only),
         _ => None,
@@ -100,13 +183,24 @@ fn status(status: &Status) -> String {
     out
 }
 
-fn addresses(listener: &Listener) -> String {
+/// What is told of an older process.
+pub fn older_words(older: &Older) -> String {
+    let open = match older.open {
+        Some(open) => format!("{open} open"),
+        None => "does not answer".to_owned(),
+    };
+    let since = duration(older.since);
+    format!("{}, {open}, succeeded {since} ago", older.pid)
+}
+
+/// All its addresses, in one word.
+pub fn addresses(listener: &Listener) -> String {
     let all: Vec<String> = listener.listen.iter().map(ToString::to_string).collect();
     all.join(",")
 }
 
 fn listener_row(listener: &Listener) -> Vec<String> {
-    let count = |count: Count| listener.counts.get(count.name()).copied().unwrap_or(0);
+    let count = |count: Count| listener.count(count);
     let refused = Count::REFUSALS.iter().filter(|kind| count(**kind) > 0);
     let refused: Vec<String> = refused
         .map(|kind| format!("{}={}", kind.name(), count(*kind)))
@@ -144,14 +238,17 @@ fn connection_row(connection: &Connection) -> Vec<String> {
         connection.peer.to_string(),
         connection.target.map_or("-".to_owned(), |t| t.to_string()),
         duration(connection.age),
+        connection.pid.map_or(String::new(), |pid| pid.to_string()),
     ]
 }
 
-fn ban_row(ban: &Ban) -> Vec<String> {
+fn ban_row(ban: &Ban, origin: Option<&str>) -> Vec<String> {
     let left = |until: u64| duration(until.saturating_sub(bans::now()));
     vec![
         ban.network.to_string(),
         ban.listener.clone().unwrap_or_else(|| "all".to_owned()),
+        // What the engine says is a stranger's words as well.
+        origin.unwrap_or("local").escape_debug().to_string(),
         ban.until.map_or("never".to_owned(), left),
         // It may be a stranger's words: no control characters on a terminal.
         ban.reason.escape_debug().to_string(),
@@ -159,7 +256,7 @@ fn ban_row(ban: &Ban) -> Vec<String> {
 }
 
 /// `1h2m3s`, without leading parts that are zero.
-fn duration(seconds: u64) -> String {
+pub fn duration(seconds: u64) -> String {
     let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match (h, m) {
         (0, 0) => format!("{s}s"),

@@ -8,9 +8,12 @@ use super::outside::{printable, quote};
 use crate::config::TargetNetns;
 
 /// The names of all checks, as the manual has them.
-pub const IDS: [&str; 30] = [
+pub const IDS: [&str; 33] = [
     "backend-down",
     "backend-other-address",
+    "crowdsec-clock",
+    "crowdsec-key",
+    "crowdsec-unreachable",
     "docker-proxy",
     "empty-table",
     "firewall-input",
@@ -98,7 +101,7 @@ impl Check {
     }
 
     /// One line of bash that mends it when it is pasted as it is. Words that come from outside
-    /// must have gone through [`super::outside::quote`].
+    /// must have gone through `outside::quote`.
     pub fn run(mut self, command: impl AsRef<str>) -> Check {
         self.run = printable(command.as_ref());
         self

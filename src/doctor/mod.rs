@@ -10,6 +10,7 @@ mod behind;
 mod check;
 mod diagnosis;
 mod dropped;
+mod engine;
 mod examination;
 mod forged;
 mod host;
@@ -39,6 +40,7 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use crate::config::{Config, ListenerConfig, Routing, TargetNetns};
+use crate::control;
 use crate::namespaces::{here, within};
 use crate::output::print;
 pub use check::{Check, IDS, Status};
@@ -109,6 +111,25 @@ pub async fn warn_at_start(config: &Config) {
     }
 }
 
+/// What no list of load balancers means.
+pub const ANYBODY: &str = "no -allowed-subnets: whoever reaches the listener can claim to be any client; list your load balancers in a file";
+
+/// What the doctor says of this very process by what it has counted, and by its configuration; it
+/// looks at nothing and contacts nobody.
+pub fn of_running(status: &control::Status, config: &Config) -> Vec<String> {
+    let open = config
+        .listeners
+        .iter()
+        .filter(|l| l.allowed_subnets.is_none());
+    let open = open.map(|listener| {
+        let name = listener.name.as_deref().map(|name| format!("{name}: "));
+        format!("{}{ANYBODY}", name.unwrap_or_default())
+    });
+    let wrong = running::wrong(status, config).into_iter();
+    let wrong = wrong.map(|check| format!("{}: {}", check.found(), check.fix()));
+    open.chain(wrong).collect()
+}
+
 /// A missing way back is left to the routing to tell, which has just tried to put it in.
 async fn quick(config: &Config, listener: &ListenerConfig) -> Result<Vec<Check>> {
     let options = Options::default();
@@ -135,8 +156,11 @@ pub async fn examine_all(config: &Config, options: &Options) -> Result<Vec<Check
         let checks = examine(config, listener, options).await?;
         found.push((listener.label.as_deref(), checks));
     }
+    let of_engine = config.process.crowdsec.as_ref().map(engine::check);
+    let of_engine = of_engine.unwrap_or_default();
     if let [(name, checks)] = &found[..] {
-        return Ok(checks.iter().map(|check| check.clone().of(*name)).collect());
+        let checks = checks.iter().map(|check| check.clone().of(*name));
+        return Ok(checks.chain(of_engine).collect());
     }
     let of_all = |check| found.iter().all(|(_, checks)| checks.contains(check));
     let mut told: Vec<Check> = Vec::new();
@@ -149,6 +173,7 @@ pub async fn examine_all(config: &Config, options: &Options) -> Result<Vec<Check
             }
         }
     }
+    told.extend(of_engine);
     Ok(told)
 }
 

@@ -46,6 +46,19 @@ pub fn find(config: &Config, listener: &ListenerConfig) -> Option<Running> {
     Some(Running { status, listener })
 }
 
+/// What the counts of a running proxy say is wrong.
+pub fn wrong(status: &control::Status, config: &Config) -> Vec<Check> {
+    let pairs = status.listeners.iter().zip(&config.listeners);
+    let checks = pairs.flat_map(|(listener, config)| {
+        let running = Running {
+            status: status.clone(),
+            listener: listener.clone(),
+        };
+        running.checks(config)
+    });
+    checks.filter(|check| check.status != Status::Ok).collect()
+}
+
 impl Running {
     /// `refused`, once for each reason that clients may be missing, or once for all is well.
     pub fn checks(&self, config: &ListenerConfig) -> Vec<Check> {

@@ -2,6 +2,24 @@
 //!
 //! The protocol is HAProxy's `proxy-protocol.txt`. The crate `ppp` reads whole headers; what it
 //! leaves open (pieces, checksums, LOCAL and UNKNOWN of any shape) is closed here.
+//!
+//! ```
+//! use realpeer::header::{Claim, Progress, Transport, parse};
+//!
+//! let bytes = b"PROXY TCP4 203.0.113.9 192.0.2.1 51234 22\r\nSSH-2.0-client\r\n";
+//! // The first piece has no end yet.
+//! assert!(matches!(parse(&bytes[..9], Transport::Stream)?, Progress::NeedMore(_)));
+//!
+//! let Progress::Complete(header) = parse(bytes, Transport::Stream)? else {
+//!     panic!("the header is whole");
+//! };
+//! let Claim::Client { source, .. } = header.claim else {
+//!     panic!("it names a client");
+//! };
+//! assert_eq!(source.to_string(), "203.0.113.9:51234");
+//! assert_eq!(&bytes[header.len..], b"SSH-2.0-client\r\n");
+//! # Ok::<(), realpeer::header::HeaderError>(())
+//! ```
 
 pub mod spp;
 

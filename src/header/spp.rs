@@ -3,6 +3,22 @@
 //! Magic 0x56EC, the client's address (16 bytes, IPv4 as IPv4-mapped), the proxy's address (16),
 //! the client's port (2), the proxy's port (2), all big-endian. Answers carry the same 38 bytes.
 //! <https://developers.cloudflare.com/spectrum/how-to/enable-proxy-protocol/>
+//!
+//! ```
+//! use realpeer::header::{Claim, spp};
+//!
+//! let mut datagram = [0; spp::LEN + 5];
+//! datagram[..2].copy_from_slice(&[0x56, 0xec]);
+//! datagram[12..18].copy_from_slice(&[0xff, 0xff, 203, 0, 113, 9]);
+//! datagram[28..34].copy_from_slice(&[0xff, 0xff, 192, 0, 2, 1]);
+//! datagram[34..38].copy_from_slice(&[0xc8, 0x22, 0, 53]);
+//! datagram[38..].copy_from_slice(b"query");
+//!
+//! let header = spp::parse(&datagram)?;
+//! assert!(matches!(header.claim, Claim::Client { source, .. } if source.0.port() == 51234));
+//! assert_eq!(&datagram[header.len..], b"query");
+//! # Ok::<(), realpeer::header::HeaderError>(())
+//! ```
 
 use std::net::{Ipv6Addr, SocketAddr};
 

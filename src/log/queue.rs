@@ -1,18 +1,14 @@
 //! Lines on their way out: whoever logs adds a line to the queue and goes on; a thread of the
-//! queue's own writes them, and alone waits for a reader that stalls.
+//! queue's own sends them, and alone waits for a reader that stalls.
 //!
 //! `tracing-appender` would do the same, but at exit it prints to standard output itself when its
 //! reader stalls, and so stalls too.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
-
-use tracing_subscriber::fmt::MakeWriter;
-
-use crate::sys::capabilities::{SYS_ADMIN, give_up};
 
 /// Bytes that may wait, some ten thousand lines. Lines beyond are lost, and counted.
 const MOST: usize = 4 << 20;
@@ -39,15 +35,23 @@ struct State {
 }
 
 impl Queue {
-    /// Starts the thread that writes to `out`. `gap` words the line that stands for lost ones.
-    pub fn start(out: File, gap: impl Fn(u64) -> String + Send + 'static) -> io::Result<Queue> {
+    /// Starts the thread that has `send` send lines. First it does `begin`, which is done when this
+    /// returns. `gap` makes the line that stands for lost ones.
+    pub fn start(
+        begin: impl FnOnce() + Send + 'static,
+        mut send: impl FnMut(&[u8]) -> u64 + Send + 'static,
+        gap: impl Fn(u64) -> Vec<u8> + Send + 'static,
+    ) -> io::Result<Queue> {
         let queue = Queue(Arc::default());
         let shared = Arc::clone(&queue.0);
+        let (begun, wait) = mpsc::channel();
         thread::Builder::new().name("log".into()).spawn(move || {
-            // It was started before the process gave it up.
-            let _ = give_up(&[SYS_ADMIN]);
-            write_for_ever(&shared, out, gap);
+            begin();
+            let _ = begun.send(());
+            send_for_ever(&shared, &mut send, gap)
         })?;
+        // It can fail only if `begin` panics, and then there is no log.
+        wait.recv().map_err(io::Error::other)?;
         Ok(queue)
     }
 
@@ -101,28 +105,53 @@ impl Shared {
 }
 
 /// A reader that is gone, or a full disk, costs the lines of its time; a named pipe may get another
-/// reader, and a disk room.
-fn write_for_ever(shared: &Shared, mut out: File, gap: impl Fn(u64) -> String) {
-    let (mut batch, mut lost, mut torn) = (Vec::new(), 0, false);
+/// reader, and a disk room. `send` tells how many lines could not be sent.
+fn send_for_ever(
+    shared: &Shared,
+    send: &mut impl FnMut(&[u8]) -> u64,
+    gap: impl Fn(u64) -> Vec<u8>,
+) {
+    let (mut batch, mut lost) = (Vec::new(), 0);
     loop {
         lost += shared.next(&mut batch);
         if lost > 0 {
-            batch.extend(gap(lost).into_bytes());
+            batch.extend(gap(lost));
         }
-        if torn {
-            batch.insert(0, b'\n');
-        }
-        let written = write(&mut out, &batch);
-        let missing = &batch[written..];
-        if missing.is_empty() {
-            (lost, torn) = (0, false);
-            continue;
-        }
-        let lines = missing.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let unsent = send(&batch);
         // The last line told of those that were lost already.
-        lost += lines - u64::from(lost > 0);
-        torn = written > 0 && batch[written - 1] != b'\n' || written == 0 && torn;
+        lost = match unsent {
+            0 => 0,
+            unsent => lost + unsent - u64::from(lost > 0),
+        };
     }
+}
+
+/// A stream of lines.
+pub struct Stream {
+    out: File,
+    /// The last line is there in part.
+    torn: bool,
+}
+
+impl Stream {
+    /// To this file.
+    pub fn new(out: File) -> Stream {
+        Stream { out, torn: false }
+    }
+
+    /// Writes lines, and tells how many could not be written.
+    pub fn send(&mut self, lines: &[u8]) -> u64 {
+        if self.torn && write(&mut self.out, b"\n") == 0 {
+            return count(lines);
+        }
+        let written = write(&mut self.out, lines);
+        self.torn = written > 0 && lines[written - 1] != b'\n';
+        count(&lines[written..])
+    }
+}
+
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// How much of it could be written.
@@ -141,26 +170,4 @@ fn write(out: &mut File, bytes: &[u8]) -> usize {
         }
     }
     written
-}
-
-impl<'a> MakeWriter<'a> for Queue {
-    type Writer = Line<'a>;
-
-    fn make_writer(&'a self) -> Line<'a> {
-        Line(self)
-    }
-}
-
-/// Takes each line in one piece.
-pub struct Line<'a>(&'a Queue);
-
-impl Write for Line<'_> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -27,11 +27,13 @@ use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::claims::Host;
-use crate::config::{Config, RouteTarget, Routing, TargetNetns};
+use crate::config::{Config, Parts, Process, RouteTarget, Routing, TargetNetns};
+use crate::handover::message::RoutingPaper;
 use crate::proxy::Proxy;
 use crate::routing::{self, Marks};
+use crate::sandbox;
 use crate::sessions::EndedBy;
-use crate::sys::capabilities::{NET_ADMIN, NET_RAW, SYS_ADMIN, SYS_PTRACE, keep_only};
+use crate::sys::netns::Identity;
 use crate::upstream::Asking;
 pub use pool::{DESCRIPTORS, Pool};
 pub use resident::within;
@@ -54,16 +56,17 @@ pub type Reason = Arc<str>;
 pub struct Gate(mpsc::Sender<Arrival>);
 
 impl Gate {
-    /// Starts the thread, if a listener asks for it. To be called before the calling thread gives
-    /// up CAP_SYS_ADMIN.
+    /// Starts the thread, if a listener asks for it. To be called before the process enters the
+    /// sandbox.
     pub fn open(config: &Config) -> Result<Option<Gate>> {
-        if !asked_for(config) {
+        if !config.enters_namespaces() {
             return Ok(None);
         }
         let (gate, arrivals) = mpsc::channel::<Arrival>();
+        let (begun, wait) = mpsc::channel();
         let run = move || {
-            // What cannot be given up is none the worse: nobody else has this thread do anything.
-            let _ = keep_only(&[SYS_ADMIN, SYS_PTRACE, NET_ADMIN, NET_RAW]);
+            sandbox::guard_namespaces();
+            let _ = begun.send(());
             for arrival in arrivals {
                 // Without a thread the reply is dropped, which tells.
                 let thread = std::thread::Builder::new().name("namespace".into());
@@ -74,13 +77,24 @@ impl Gate {
         thread
             .spawn(run)
             .context("cannot start the thread that enters namespaces")?;
+        wait.recv()
+            .context("the thread that enters namespaces has ended")?;
         Ok(Some(Gate(gate)))
     }
 }
 
-fn asked_for(config: &Config) -> bool {
-    let mut listeners = config.listeners.iter();
-    listeners.any(|listener| listener.target_netns.is_some())
+/// What a process before this one has put into a namespace, with the lock of its table there.
+pub type Inheritance = (Identity, RoutingPaper, OwnedFd);
+
+/// What becomes of the routing in namespaces when the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// It does not end.
+    Not,
+    /// It is taken away.
+    Remove,
+    /// Another process has it.
+    Leave,
 }
 
 /// All namespaces that listeners have targets in.
@@ -88,7 +102,7 @@ fn asked_for(config: &Config) -> bool {
 pub struct Namespaces {
     door: Mutex<Option<Door>>,
     known: Mutex<HashMap<TargetNetns, Known>>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     /// Ends when the last thread inside has.
     ended: tokio::sync::Mutex<async_mpsc::Receiver<()>>,
 }
@@ -110,19 +124,30 @@ impl Drop for Known {
 struct Door {
     gate: Gate,
     routing: Routing,
+    /// Of threads inside.
+    sandbox: Parts,
+    inherited: Arc<Mutex<Vec<Inheritance>>>,
     proxy: Arc<Proxy>,
-    stop: watch::Receiver<bool>,
+    stop: watch::Receiver<Stop>,
     open: async_mpsc::Sender<()>,
 }
 
 impl Namespaces {
-    /// None yet. Without a gate there will be none.
-    pub fn new(gate: Option<Gate>, routing: Routing, proxy: &Arc<Proxy>) -> Namespaces {
-        let (stop, stopped) = watch::channel(false);
+    /// None yet. Without a gate there will be none. Whoever enters a namespace of the `inherited`
+    /// ones takes over the routing there.
+    pub fn new(
+        gate: Option<Gate>,
+        process: &Process,
+        proxy: &Arc<Proxy>,
+        inherited: Vec<Inheritance>,
+    ) -> Namespaces {
+        let (stop, stopped) = watch::channel(Stop::Not);
         let (open, ended) = async_mpsc::channel(1);
         let door = gate.map(|gate| Door {
             gate,
-            routing,
+            routing: process.routing,
+            sandbox: process.sandbox,
+            inherited: Arc::new(Mutex::new(inherited)),
             proxy: Arc::clone(proxy),
             stop: stopped,
             open,
@@ -137,7 +162,7 @@ impl Namespaces {
 
     /// Fails if a listener asks for a namespace and nobody may enter one any more.
     pub fn admit(&self, config: &Config) -> Result<()> {
-        if self.door().is_none() && asked_for(config) {
+        if self.door().is_none() && config.enters_namespaces() {
             bail!(
                 "target-netns needs a restart: no listener had one at the start, so realpeer gave up CAP_SYS_ADMIN, which entering a namespace takes"
             );
@@ -182,9 +207,59 @@ impl Namespaces {
         known.get(netns).map(|known| Arc::clone(&known.namespace))
     }
 
+    /// Why nobody can go to some of them now.
+    pub fn missing(&self) -> Vec<String> {
+        let known = self.known();
+        let reason = |known: &Known| {
+            let (namespace, reason) = (&known.namespace, known.namespace.inside().err()?);
+            let netns = &namespace.netns;
+            Some(format!(
+                "the network namespace of the targets, {netns}, is gone: {reason}"
+            ))
+        };
+        let mut missing: Vec<String> = known.values().filter_map(reason).collect();
+        missing.sort_unstable();
+        missing
+    }
+
+    /// What is in them, to be passed on to another process.
+    pub async fn papers(&self) -> Vec<Inheritance> {
+        let all: Vec<Arc<Inside>> = {
+            let known = self.known();
+            let inside = known
+                .values()
+                .filter_map(|known| known.namespace.inside().ok());
+            inside.collect()
+        };
+        let mut papers = Vec::new();
+        for inside in all {
+            if let Some((paper, lock)) = inside.routing.paper().await {
+                papers.push((inside.identity, paper, lock));
+            }
+        }
+        papers
+    }
+
+    /// Follows them no longer: another process does.
+    pub fn rest(&self) {
+        self.door().take();
+        for known in self.known().values() {
+            known.search.abort();
+        }
+    }
+
     /// Takes the routing away and leaves all of them.
     pub async fn stop(&self) {
-        self.stop.send_replace(true);
+        self.end(Stop::Remove).await;
+    }
+
+    /// Leaves all of them, and the routing there to another process.
+    pub async fn leave(&self) {
+        self.end(Stop::Leave).await;
+    }
+
+    async fn end(&self, how: Stop) {
+        self.stop.send_replace(how);
         self.door().take();
         // The searches have the door, too, which they may be about to use.
         let searches: Vec<_> = self.known().drain().map(|(_, known)| known).collect();
@@ -201,6 +276,20 @@ impl Namespaces {
 
     fn known(&self) -> MutexGuard<'_, HashMap<TargetNetns, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Namespaces {
+    /// A start that has failed leaves to others what may be theirs.
+    fn drop(&mut self) {
+        let not_told = |stop: &mut Stop| {
+            let not_told = *stop == Stop::Not;
+            if not_told {
+                *stop = Stop::Leave;
+            }
+            not_told
+        };
+        self.stop.send_if_modified(not_told);
     }
 }
 
@@ -297,6 +386,8 @@ impl Namespace {
             namespace,
             targets: self.lock_targets().clone(),
             routing: door.routing,
+            sandbox: door.sandbox,
+            inherited: Arc::clone(&door.inherited),
             reply,
             stop: door.stop.clone(),
             open: door.open.clone(),
@@ -320,6 +411,7 @@ pub struct Inside {
     /// The marks that upstream sockets need there.
     pub marks: Arc<Marks>,
     addresses: Arc<ArcSwap<Host>>,
+    identity: Identity,
     routing: routing::Handle,
     /// The namespace is gone, or another one in its place.
     left: AtomicBool,

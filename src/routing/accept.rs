@@ -20,7 +20,8 @@ use super::nft;
 use super::owner::{self, Lock};
 use super::plan::Route;
 
-const FILE: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// The file that it is, in the network namespace of who opens it.
+pub const FILE: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
 
 /// True if accepted connections inherit the mark of the SYN.
 pub fn is_on() -> bool {

@@ -1,6 +1,7 @@
 //! Puts in place what is missing, and only that.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, bail};
 use tracing::warn;
@@ -10,6 +11,7 @@ use super::kernel::Kernel;
 use super::nft;
 use super::owner::{self, INSTANCE_TABLES, Lock, SWITCH_TABLE};
 use super::plan::{Need, Step, Way};
+use crate::handover::message::RoutingPaper;
 
 /// Keeps the routing of some targets in place.
 pub struct Keeper {
@@ -29,6 +31,8 @@ pub struct Keeper {
     guarded: bool,
     /// That the guard cannot be put in was said.
     warned: bool,
+    /// A process before this one has put something in.
+    inherited: bool,
 }
 
 /// What became of one need.
@@ -54,7 +58,27 @@ impl Keeper {
             accept: false,
             guarded: false,
             warned: false,
+            inherited: false,
         }
+    }
+
+    /// Takes over what a process before this one has put in, whose table `lock` stands for.
+    pub fn inherit(&mut self, paper: RoutingPaper, lock: Lock) {
+        self.lock = Some(lock);
+        (self.nft, self.accept, self.guarded) = (paper.nft, paper.accept, paper.guarded);
+        self.inherited = true;
+    }
+
+    /// What is to be passed on, if anything was put in.
+    pub fn paper(&self) -> Option<(RoutingPaper, OwnedFd)> {
+        let lock = self.lock.as_ref()?;
+        let paper = RoutingPaper {
+            table: lock.table,
+            nft: self.nft,
+            accept: self.accept,
+            guarded: self.guarded,
+        };
+        Some((paper, lock.descriptor().ok()?))
     }
 
     /// Puts in what is missing, for each need in turn.
@@ -162,6 +186,12 @@ impl Keeper {
 
     async fn ensure_one(&mut self, i: usize) -> Result<Outcome> {
         if let Some(table) = self.serving(&self.needs[i]).await? {
+            let own = self.lock.as_ref().map(|lock| lock.table) == Some(table);
+            if own && self.inherited && self.is_whole(&self.needs[i], table).await? {
+                let steps = self.needs[i].steps(table).into_iter();
+                let new: Vec<Step> = steps.filter(|step| !self.steps.contains(step)).collect();
+                self.steps.extend(new);
+            }
             return Ok(Outcome::InPlace(table));
         }
         let table = self.own_table().await?;

@@ -12,6 +12,13 @@
 //!                                      ▼  └─ watch                       puts it back
 //!                                    marks ─▶ whoever opens upstream sockets
 //! ```
+//!
+//! An upstream socket carries the mark that is asked for here, if any:
+//!
+//! ```
+//! let marks = realpeer::routing::Marks::default();
+//! assert_eq!(marks.of([127, 0, 0, 1].into()), None);
+//! ```
 
 pub(crate) mod accept;
 pub(crate) mod bound;
@@ -24,7 +31,7 @@ pub(crate) mod message;
 pub(crate) mod nfnetlink;
 pub(crate) mod nft;
 pub(crate) mod owner;
-pub(crate) mod plan;
+pub mod plan;
 mod show;
 pub(crate) mod stranger;
 pub(crate) mod survey;
@@ -32,10 +39,12 @@ mod switch;
 mod unix_diag;
 pub(crate) mod watch;
 
+pub use accept::FILE as TCP_FWMARK_ACCEPT;
 pub use marks::Marks;
-pub use switch::command;
+pub(crate) use switch::command;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,6 +54,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use crate::config::{RouteTarget, Routing};
+use crate::handover::message::RoutingPaper;
 use family::Family;
 use keeper::{Keeper, Outcome};
 use kernel::Kernel;
@@ -53,7 +63,7 @@ use plan::{Need, Way};
 
 /// The routing of a running proxy; what it put in stays until `remove`.
 #[must_use = "call remove() at exit"]
-pub struct Installed {
+pub(crate) struct Installed {
     restored: Arc<AtomicU64>,
     watcher: Option<JoinHandle<()>>,
     handle: Handle,
@@ -62,25 +72,35 @@ pub struct Installed {
 
 /// What a reload asks of the routing.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     marks: Arc<Marks>,
+    restored: Arc<AtomicU64>,
     /// `None` where nobody keeps the routing.
-    orders: Option<mpsc::Sender<watch::Order>>,
+    orders: Option<mpsc::Sender<watch::Request>>,
 }
 
 /// Puts in what is missing for the targets and says so in the log, then keeps watch over it.
 /// With [`Routing::Off`] it only looks which marks are asked for.
 ///
 /// What cannot be put in is a loud warning, not an error: the routing may come later, or by hand.
+///
+/// `inherited` is what a process before this one has put in, and the lock of its table: that is kept
+/// whatever `routing` says, for sessions of that process need it.
 /// Fails when `-routing-mode` does not fit the targets.
-pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Installed> {
+pub(crate) async fn install(
+    targets: &[RouteTarget],
+    routing: Routing,
+    inherited: Option<(RoutingPaper, OwnedFd)>,
+) -> Result<Installed> {
     let (stop, stopped) = oneshot::channel();
     let marks = Arc::new(Marks::default());
+    let restored = Arc::<AtomicU64>::default();
     let mut installed = Installed {
-        restored: Arc::default(),
+        restored: Arc::clone(&restored),
         watcher: None,
         handle: Handle {
             marks: Arc::clone(&marks),
+            restored: Arc::clone(&restored),
             orders: None,
         },
         stop,
@@ -94,28 +114,23 @@ pub async fn install(targets: &[RouteTarget], routing: Routing) -> Result<Instal
     };
     let needs = survey::needs(&kernel, targets).await?;
     let mut keeper = Keeper::new(kernel, needs, None);
-    if routing == Routing::Off {
+    if let Some((paper, lock)) = inherited {
+        keeper.inherit(paper, owner::succeed(paper.table, lock)?);
+    }
+    if routing == Routing::Off && keeper.lock.is_none() {
         marks.look(&keeper).await;
         return Ok(installed);
     }
     clean_leftovers(&keeper.kernel).await;
-    match keeper.ensure().await {
-        Ok(outcomes) => {
-            marks.set(&keeper.needs, &outcomes);
-            for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
-                say(need, outcome);
-            }
-        }
-        Err(e) => warn!("routing: {e:#}"),
-    }
-    let restored = Arc::clone(&installed.restored);
+    put_in(&mut keeper, &marks).await;
     let targets = targets.to_vec();
     let (sender, mut orders) = mpsc::channel(1);
     installed.handle.orders = Some(sender);
     installed.watcher = Some(tokio::spawn(async move {
         tokio::select! {
             () = watch::watch(&mut keeper, targets, &mut orders, &marks, restored) => {}
-            _ = stopped => {}
+            // Without a word, what was put in is another process's.
+            stopped = stopped => if stopped.is_err() { return },
         }
         if let Err(e) = keeper.clear().await {
             warn!("routing: cannot take away what was put in: {e}");
@@ -135,9 +150,17 @@ impl Installed {
         self.restored.load(Ordering::Relaxed)
     }
 
+    /// Leaves what was put in to another process.
+    pub async fn leave(self) {
+        if let Some(watcher) = self.watcher {
+            watcher.abort();
+            _ = watcher.await;
+        }
+    }
+
     /// Takes away what was put in, and nothing else.
     pub async fn remove(self) {
-        drop(self.stop);
+        let _ = self.stop.send(());
         if let Some(watcher) = self.watcher {
             _ = watcher.await;
         }
@@ -148,6 +171,20 @@ impl Handle {
     /// The marks of upstream sockets.
     pub fn marks(&self) -> Arc<Marks> {
         Arc::clone(&self.marks)
+    }
+
+    /// How often the way back of a target was put back after another program removed it.
+    pub fn restored(&self) -> u64 {
+        self.restored.load(Ordering::Relaxed)
+    }
+
+    /// Why replies of these targets will not come back, as far as is known. Where nobody keeps the
+    /// routing, it may have changed since: it is looked at anew.
+    pub async fn missing(&self, targets: &[RouteTarget]) -> Vec<String> {
+        if self.orders.is_none() {
+            self.look(targets).await;
+        }
+        self.marks.missing()
     }
 
     /// Whether there is a way for each of these targets. Fails when a `-routing-mode` does not fit.
@@ -165,9 +202,18 @@ impl Handle {
             return self.look(&targets).await;
         };
         let (done, is_done) = oneshot::channel();
-        if orders.send(watch::Order { targets, done }).await.is_ok() {
+        let order = watch::Request::Keep(watch::Order { targets, done });
+        if orders.send(order).await.is_ok() {
             let _ = is_done.await;
         }
+    }
+
+    /// What is there to be passed on to another process, with the lock of the table.
+    pub async fn paper(&self) -> Option<(RoutingPaper, OwnedFd)> {
+        let (answer, paper) = oneshot::channel();
+        let order = watch::Request::Describe(answer);
+        self.orders.as_ref()?.send(order).await.ok()?;
+        paper.await.ok()?
     }
 
     /// Only looks which marks these targets need, as with [`Routing::Off`] at start.
@@ -192,6 +238,22 @@ async fn clean_leftovers(kernel: &Kernel) {
         match keeper::clear(kernel, table, with_nft).await {
             Ok(_) => info!("routing: cleaned table {table}, left behind by a killed instance"),
             Err(e) => debug!("cannot clean table {table}: {e}"),
+        }
+    }
+}
+
+/// Puts in what the targets need and lack, and says so in the log.
+async fn put_in(keeper: &mut Keeper, marks: &Marks) {
+    match keeper.ensure().await {
+        Ok(outcomes) => {
+            marks.set(&keeper.needs, &outcomes);
+            for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
+                say(need, outcome);
+            }
+        }
+        Err(e) => {
+            warn!("routing: {e:#}");
+            marks.failed(format!("{e:#}"));
         }
     }
 }

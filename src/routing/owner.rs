@@ -17,6 +17,7 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -44,7 +45,25 @@ const PAUSE: Duration = Duration::from_millis(3);
 pub struct Lock {
     /// The table it stands for.
     pub table: u32,
-    _name: Socket,
+    name: Socket,
+}
+
+impl Lock {
+    /// The socket that is the lock, to be passed on: another process then has it, too.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        Ok(self.name.try_clone()?.into())
+    }
+}
+
+/// Takes over a lock that another process passes on, under a name of our own: that of the other
+/// would not count any more when the other has ended.
+pub fn succeed(table: u32, theirs: OwnedFd) -> Result<Lock> {
+    let name = claim(&new_name(table))
+        .context("cannot bind the abstract Unix socket that guards a table")?;
+    name.listen(0).context("cannot listen on a Unix socket")?;
+    // Until now it kept others away.
+    drop(theirs);
+    Ok(Lock { table, name })
 }
 
 /// Takes the lock of `table`; `None` when a running process holds it.
@@ -60,8 +79,8 @@ pub async fn try_lock(table: u32) -> Result<Option<Lock>> {
         others.retain(|other| other.name != name);
         if others.is_empty() {
             socket.listen(0).context("cannot listen on a Unix socket")?;
-            let _name = socket;
-            return Ok(Some(Lock { table, _name }));
+            let name = socket;
+            return Ok(Some(Lock { table, name }));
         }
         // Of two claims that see each other the smaller one goes first; it waits until the other
         // is gone, or turns out to have been there before.

@@ -1,10 +1,30 @@
 //! Which way the replies of a target come back, and what each way needs, as data.
+//!
+//! ```
+//! use realpeer::routing::plan::{Need, Place, Protocol, Way, choose};
+//!
+//! let way = choose(Protocol::Tcp, Place::Loopback, false);
+//! assert_eq!(way, Way::Loopback);
+//! let need = Need {
+//!     target: "127.0.0.1:22".parse()?,
+//!     netns: None,
+//!     given: true,
+//!     way,
+//!     mark: None,
+//!     wildcard: false,
+//!     stranger: [198, 18, 0, 1].into(),
+//! };
+//! let steps: Vec<String> = need.steps(8192).iter().map(ToString::to_string).collect();
+//! assert_eq!(steps[0], "ip -4 route add local default dev lo table 8192 protocol 84");
+//! assert_eq!(steps[1], "ip -4 rule add from 127.0.0.0/8 iif lo lookup 8192 protocol 84");
+//! # Ok::<(), std::net::AddrParseError>(())
+//! ```
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::family::Family;
-use crate::config::{Protocol, TargetNetns};
+pub use super::family::Family;
+pub use crate::config::Protocol;
 
 /// How the kernel is brought to hand a backend's replies to the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +56,8 @@ pub enum Place {
 pub struct Need {
     /// Where connections go.
     pub target: SocketAddr,
-    /// The namespace that it is in; `None` for this host's own.
-    pub netns: Option<TargetNetns>,
+    /// The network namespace that it is in, as `-target-netns` names it; `None` for this host's own.
+    pub netns: Option<String>,
     /// The flag named the target, rather than a default.
     pub given: bool,
     /// How its replies come back.
@@ -60,7 +80,12 @@ pub enum Step {
     /// An nft table that keeps other programs' connections from inheriting marks by that.
     MarkGuard,
     /// An nft table of ours that marks what arrives for transparent sockets.
-    SocketMatch { table: u32, mark: u32 },
+    SocketMatch {
+        /// The routing table that the mark leads to; it names the nft table.
+        table: u32,
+        /// The mark.
+        mark: u32,
+    },
     /// A policy rule.
     Rule(Rule),
 }

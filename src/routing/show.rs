@@ -90,7 +90,7 @@ async fn steps(keeper: &Keeper, need: &Need, table: u32) -> Result<Vec<Step>> {
 fn name(need: &Need) -> String {
     if need.target.ip().is_unspecified() {
         let place = match &need.netns {
-            Some(netns) => netns.to_string(),
+            Some(netns) => netns.clone(),
             None => "this host".to_owned(),
         };
         format!("any {} address of {place}", need.family())

@@ -46,7 +46,7 @@ async fn need(kernel: &Kernel, route: &RouteTarget) -> Result<Need> {
     };
     Ok(Need {
         target,
-        netns: netns.clone(),
+        netns: netns.as_ref().map(ToString::to_string),
         given,
         way,
         mark,
@@ -60,7 +60,7 @@ async fn anywhere(kernel: &Kernel, route: &RouteTarget) -> Result<Need> {
     let family = Family::of(route.target.ip());
     Ok(Need {
         target: route.target,
-        netns: route.netns.clone(),
+        netns: route.netns.as_ref().map(ToString::to_string),
         given: false,
         way: Way::Mark,
         mark: route.mark,

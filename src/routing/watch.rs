@@ -4,6 +4,7 @@
 //! takes the socket match away.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,8 +17,9 @@ use tracing::{debug, warn};
 
 use super::keeper::Outcome;
 use super::plan::Way;
-use super::{Keeper, Marks, explain, say, survey};
+use super::{Keeper, Marks, explain, put_in, say, survey};
 use crate::config::RouteTarget;
+use crate::handover::message::RoutingPaper;
 
 /// Changes come in bursts; look once they are over, or almost.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -32,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub async fn watch(
     keeper: &mut Keeper,
     mut targets: Vec<RouteTarget>,
-    orders: &mut mpsc::Receiver<Order>,
+    orders: &mut mpsc::Receiver<Request>,
     marks: &Marks,
     restored: Arc<AtomicU64>,
 ) {
@@ -42,7 +44,14 @@ pub async fn watch(
     loop {
         tokio::select! {
             () = async { changes.wait().await; pause.over().await } => {}
-            Some(order) = orders.recv() => {
+            Some(request) = orders.recv() => {
+                let order = match request {
+                    Request::Keep(order) => order,
+                    Request::Describe(answer) => {
+                        let _ = answer.send(keeper.paper());
+                        continue;
+                    }
+                };
                 targets = order.targets;
                 follow(keeper, &targets, marks).await;
                 changes.hear_nft(keeper.has_nft());
@@ -59,6 +68,7 @@ pub async fn watch(
             Ok(outcomes) => outcomes,
             Err(e) => {
                 pause.lengthen();
+                marks.failed(format!("{e:#}"));
                 debug!("routing: cannot look after the rules: {e:#}");
                 continue;
             }
@@ -86,6 +96,15 @@ pub async fn watch(
     }
 }
 
+/// What is asked of who looks after the routing.
+#[derive(Debug)]
+pub enum Request {
+    /// Other targets.
+    Keep(Order),
+    /// What is there to be passed on to another process, with the lock of the table.
+    Describe(oneshot::Sender<Option<(RoutingPaper, OwnedFd)>>),
+}
+
 /// Other targets than before, after a reload.
 #[derive(Debug)]
 pub struct Order {
@@ -101,15 +120,7 @@ async fn follow(keeper: &mut Keeper, targets: &[RouteTarget], marks: &Marks) {
         Ok(needs) => keeper.needs = needs,
         Err(e) => return warn!("routing: {e:#}"),
     }
-    match keeper.ensure().await {
-        Ok(outcomes) => {
-            marks.set(&keeper.needs, &outcomes);
-            for (need, outcome) in keeper.needs.iter().zip(&outcomes) {
-                say(need, outcome);
-            }
-        }
-        Err(e) => warn!("routing: {e:#}"),
-    }
+    put_in(keeper, marks).await;
     if let Err(e) = keeper.take_away_unneeded().await {
         warn!("routing: cannot take away what no target needs any more: {e}");
     }

@@ -2,10 +2,12 @@
 
 #![allow(unsafe_code)]
 
-pub mod capabilities;
 pub mod datagram;
 pub mod icmp;
 pub mod interfaces;
 pub mod netns;
+pub mod passing;
+pub mod process;
+pub mod seccomp;
 pub mod socket;
 pub mod systemd;

@@ -9,9 +9,10 @@ use std::path::Path;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+use serde::{Deserialize, Serialize};
 
 /// Which namespace it is: nsfs gives each an inode of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity(u64, u64);
 
 /// Opens the namespace file at `path`, such as `ip netns add` makes. Symbolic links are not

@@ -91,7 +91,12 @@ fn retry(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<usize> {
 /// Takes a TCP listener out of its state LISTEN: connections are refused until listen(2) is called
 /// again, and the address stays taken meanwhile (inet_shutdown in the kernel's net/ipv4/af_inet.c).
 pub fn stop_listening(listener: impl AsFd) -> io::Result<()> {
-    SockRef::from(&listener).shutdown(Shutdown::Read)
+    let socket = SockRef::from(&listener);
+    // One that does not listen would keep the shutdown, and pass it on to what it accepts later.
+    match socket.is_listener()? {
+        true => socket.shutdown(Shutdown::Read),
+        false => Ok(()),
+    }
 }
 
 /// What is set before a listening socket is bound: IPv6 takes IPv4 too, `shared` lets other sockets

@@ -14,6 +14,7 @@ use super::stream::Stream;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr};
 use crate::admission::Trust;
 use crate::client_limits::Permit;
+use crate::events::Event;
 use crate::header::{self, Claim, Progress, Transport};
 use crate::namespaces::Inside;
 use crate::refusal::Refusal;
@@ -127,6 +128,11 @@ impl Story {
                 .await
                 .unwrap_or(Err(Refusal::HeaderTimeout(patience)))?,
         };
+        let heard = Instant::now();
+        if trust == Trust::Header {
+            let time = heard.saturating_duration_since(self.began);
+            self.slot.observe(time, |tally| &tally.header);
+        }
         let destinations = &self.service().destinations;
         let (claimed, target) = destinations.choose(claim, self.peer)?;
         destinations.refuse_loop(target, is_local)?;
@@ -145,6 +151,7 @@ impl Story {
             gone,
             inside,
         } = self.reach(claimed, target, &unsent).await?;
+        self.slot.observe(heard.elapsed(), |tally| &tally.backend);
         unsent.drain(..sent);
         Ok(Session {
             backend,
@@ -172,6 +179,7 @@ impl Story {
     /// Carries bytes both ways; true if both sides came to an orderly end.
     async fn carry(&self, session: &mut Session) -> bool {
         self.stats(Count::Served, 1);
+        self.tell_opened();
         let backend = &session.backend;
         let mut carrying = Carrying {
             relay: Relay::new(
@@ -234,6 +242,18 @@ impl Story {
         self.slot.add(count, n);
     }
 
+    fn tell_opened(&self) {
+        if let (Some(id), Some(client), Some(target)) = (self.slot.id(), self.client, self.target) {
+            self.service().tell(|| Event::Opened {
+                id,
+                listener: self.service().name(),
+                client: client.0,
+                peer: self.peer.0,
+                target: target.0,
+            });
+        }
+    }
+
     fn port_replaced(&self, client: ClientAddr) {
         self.stats(Count::PortReplaced, 1);
         let subject = Subject {
@@ -250,7 +270,7 @@ impl Story {
         }
     }
 
-    /// Counts and logs a connection that was not refused. Without an `end` of its own, a ban or an
+    /// Counts, tells and logs a connection that was not refused. Without an `end` of its own, a ban or an
     /// administrator ended it.
     fn closed(&self, up: u64, down: u64, end: Option<&End>) {
         self.stats(Count::BytesUp, up);
@@ -261,13 +281,24 @@ impl Story {
         if let Some(End::Idle { .. }) = end {
             self.stats(Count::Idle, 1);
         }
-        if !self.service().record.reporter.says_all() {
-            return;
-        }
-        let end = match end {
+        let end = || match end {
             Some(end) => words(end),
             None => killed(self.slot.ended_by()).to_owned(),
         };
+        self.service().tell(|| Event::Closed {
+            id: self.slot.id(),
+            listener: self.service().name(),
+            client: self.client.map(|client| client.0),
+            peer: self.peer.0,
+            target: self.target.map(|target| target.0),
+            bytes_up: up,
+            bytes_down: down,
+            age: self.began.elapsed().as_secs_f64(),
+            end: end(),
+        });
+        if !self.service().record.reporter.says_all() {
+            return;
+        }
         tracing::info!(
             listener = self.service().label(),
             clientAddr = self.client.map(tracing::field::display),
@@ -276,7 +307,7 @@ impl Story {
             bytesUp = up,
             bytesDown = down,
             durationMs = self.began.elapsed().as_millis() as u64,
-            %end,
+            end = end(),
             uniqueId = self.unique_id.as_deref().map(|id| id.escape_ascii().to_string()),
             "connection closed"
         );

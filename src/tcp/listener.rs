@@ -36,13 +36,18 @@ pub fn open(listen: SocketAddr, config: &ListenerConfig, shared: bool) -> io::Re
     socket.set_reuse_address(true)?;
     let shared = shared || config.listeners > 1;
     sys::socket::prepare_listener(&socket, listen, shared, config.listen_transparent)?;
+    set_up(&socket, config)?;
+    socket.bind(&listen.into())?;
+    Ok(socket)
+}
+
+/// Sets what a listening socket needs, bound or not.
+pub fn set_up(socket: &Socket, config: &ListenerConfig) -> io::Result<()> {
     // Accepted sockets inherit these, which saves three system calls a connection.
     socket.set_tcp_nodelay(true)?;
     // An urgent byte keeps its place among the others.
     socket.set_out_of_band_inline(true)?;
-    sys::socket::set_keepalive(&socket, config.keepalive)?;
-    socket.bind(&listen.into())?;
-    Ok(socket)
+    sys::socket::set_keepalive(socket, config.keepalive)
 }
 
 /// Takes connections until it is dropped, on worker `own`. Returns only when the listener itself is

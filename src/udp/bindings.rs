@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::lru::{Key, Lru};
+use super::luggage::{self, Binding};
 use crate::addr::{ClientAddr, TargetAddr};
 
 /// Bindings in flows, at least: a binding is kept when its flow made room.
@@ -72,6 +73,24 @@ impl Bindings {
     pub fn answered(&mut self, peer: SocketAddr, now: Instant) {
         if let Some(key) = self.by_peer.get(&peer) {
             self.bindings.touch(*key, now);
+        }
+    }
+
+    /// All of them, to be passed on.
+    pub fn pack(&self, now: Instant) -> Vec<Binding> {
+        let bindings = self.bindings.iter();
+        bindings
+            .map(|((peer, client, target), used)| {
+                (*peer, client.0, target.0, luggage::age(used, now))
+            })
+            .collect()
+    }
+
+    /// Takes over those of another process.
+    pub fn unpack(&mut self, bindings: Vec<Binding>, now: Instant) {
+        for (peer, client, target, silent) in bindings {
+            let (client, target) = (ClientAddr(client), TargetAddr(target));
+            self.bind(peer, client, target, luggage::ago(silent, now));
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::journal::{self, Ending};
 use super::lru::{Key, Lru};
+use super::luggage::{self, Paper};
 use super::outbox::Envelope;
 use super::poller::Poller;
 use super::reader::Reading;
@@ -54,7 +55,7 @@ pub struct Flow {
     /// When it began.
     pub began: Instant,
     /// Its entry among the worker's sessions.
-    id: SessionId,
+    pub id: SessionId,
     /// `Flows::round` when the flow was last found to be wanted.
     judged: Cell<u64>,
     /// What admitted it.
@@ -139,12 +140,13 @@ impl Flows {
 
     /// The flow that a datagram belongs to.
     pub fn find(&self, reading: &Reading) -> Option<Key> {
-        self.by_ends.get(&self.ends(reading)).copied()
+        let ends = self.ends(reading.client, reading.target);
+        self.by_ends.get(&ends).copied()
     }
 
-    fn ends(&self, reading: &Reading) -> Ends {
+    fn ends(&self, client: ClientAddr, target: TargetAddr) -> Ends {
         let dynamic = self.service.config.dynamic_destination;
-        (reading.client, dynamic.then_some(reading.target))
+        (client, dynamic.then_some(target))
     }
 
     /// A flow that may have ended.
@@ -275,10 +277,8 @@ impl Flows {
             target,
             named,
         };
-        let id = self
-            .sessions()
-            .begin_flow(back.from(), self.service.record.name.clone(), route);
-        let ends = self.ends(reading);
+        let id = self.list(back.from(), route);
+        let ends = self.ends(client, target);
         let flow = Flow {
             socket,
             client,
@@ -295,13 +295,7 @@ impl Flows {
             inside,
             _permit: permit,
         };
-        let key = self.table.insert(flow, now);
-        self.by_ends.insert(ends, key);
-        if ends.1.is_some() {
-            *self.by_client.entry(client).or_default() += 1;
-        }
-        self.current.flow_began();
-        self.service.began(self.worker);
+        let key = self.insert(flow, now);
         let watched = match self.get(key) {
             Some(flow) => poller.add(&flow.socket, key.number()),
             None => Ok(()),
@@ -311,6 +305,9 @@ impl Flows {
             return Err(upstream::failure(client, target, e).into());
         }
         self.count(Count::Served);
+        if let Some(flow) = self.get(key) {
+            journal::opened(&self.service, flow);
+        }
         Ok(key)
     }
 
@@ -371,6 +368,97 @@ impl Flows {
         self.current.flow_ended();
         flow.service.ended(self.worker);
         journal::ended(&flow.service, &flow, why);
+    }
+
+    /// What is known of the flows and their sockets, to be passed on.
+    pub fn pack(&self, now: Instant) -> impl Iterator<Item = (Paper, &OwnedFd)> {
+        self.table.iter().map(move |(flow, used)| {
+            let Back { peer, local, spp } = flow.back;
+            let paper = Paper {
+                client: flow.client.0,
+                target: flow.target.0,
+                named: flow.named,
+                peer,
+                local: local.map(|local| (local.ip, local.interface)),
+                spp: spp.map(Vec::from),
+                up: (flow.up.datagrams, flow.up.bytes),
+                down: (flow.down.datagrams, flow.down.bytes),
+                age: luggage::age(flow.began, now),
+                silent: luggage::age(used, now),
+            };
+            (paper, &flow.socket)
+        })
+    }
+
+    /// Takes over a flow of another process. Flows are to come in the order of their last use.
+    pub fn unpack(&mut self, paper: &Paper, socket: OwnedFd, poller: &Poller, now: Instant) {
+        let (client, target) = paper.ends();
+        let (back, named) = (paper.back(), paper.named);
+        let permit = named.then(|| self.service.adopt(client)).flatten();
+        let route = Route {
+            client,
+            target,
+            named,
+        };
+        let traffic = |(datagrams, bytes)| Traffic {
+            datagrams,
+            bytes,
+            ..Traffic::default()
+        };
+        let Ok(inside) = self.service.upstream.place.inside() else {
+            // What it was connected to is gone.
+            return;
+        };
+        let ends = self.ends(client, target);
+        let flow = Flow {
+            socket,
+            client,
+            target,
+            back,
+            named,
+            ends,
+            up: traffic(paper.up),
+            down: traffic(paper.down),
+            began: luggage::ago(paper.age, now),
+            id: self.list(back.from(), route),
+            judged: Cell::new(self.round),
+            service: Arc::clone(&self.service),
+            inside,
+            _permit: permit,
+        };
+        let key = self.insert(flow, luggage::ago(paper.silent, now));
+        if !self.is_watched(key, poller) {
+            self.end(key, Ending::Unwatched);
+        }
+    }
+
+    /// Lets all of them go to the process that has them now.
+    pub fn let_go(&mut self) {
+        while let Some((key, _)) = self.table.oldest() {
+            self.end(key, Ending::HandedOver);
+        }
+    }
+
+    fn list(&self, peer: PeerAddr, route: Route) -> SessionId {
+        let name = self.service.record.name.clone();
+        self.sessions().begin_flow(peer, name, route)
+    }
+
+    fn insert(&mut self, flow: Flow, used: Instant) -> Key {
+        let (ends, client) = (flow.ends, flow.client);
+        let key = self.table.insert(flow, used);
+        self.by_ends.insert(ends, key);
+        if ends.1.is_some() {
+            *self.by_client.entry(client).or_default() += 1;
+        }
+        self.current.flow_began();
+        self.service.began(self.worker);
+        key
+    }
+
+    fn is_watched(&self, key: Key, poller: &Poller) -> bool {
+        let flow = self.get(key);
+        flow.is_some_and(|flow| poller.add(&flow.socket, key.number()).is_ok())
     }
 
     fn count(&self, count: Count) {

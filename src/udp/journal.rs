@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use super::flows::Flow;
 use super::outbox::Trouble;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
+use crate::events::Event;
 use crate::refusal::Refusal;
 use crate::report::Subject;
 use crate::service::Service;
@@ -30,6 +31,8 @@ pub enum Ending {
     Unwatched,
     /// Its target's network namespace is gone, or another one in its place.
     TargetGone,
+    /// Another process has it now.
+    HandedOver,
 }
 
 impl fmt::Display for Ending {
@@ -42,6 +45,7 @@ impl fmt::Display for Ending {
             Ending::Stopped => "realpeer stops",
             Ending::Unwatched => "its socket could not be watched",
             Ending::TargetGone => "the network namespace of its target is gone",
+            Ending::HandedOver => "handed over",
         })
     }
 }
@@ -56,10 +60,12 @@ pub fn refused(
 ) {
     let kind = refusal.count();
     service.add(worker, kind, 1);
+    service.tell_refused(PeerAddr(canonical(peer)), refusal, None, target);
     let (record, ip) = (&service.record, canonical(peer).ip());
     record
         .reporter
         .note(kind, Some(ip), record.count(Count::Served));
+    service.note_unreachable(refusal);
     let subject = Subject {
         reason: Some(refusal.reason()),
         target,
@@ -150,8 +156,34 @@ pub fn trouble(service: &Service, worker: usize, flow: &Flow, trouble: &Trouble<
     }
 }
 
+/// A flow has its socket.
+pub fn opened(service: &Service, flow: &Flow) {
+    service.tell(|| Event::Opened {
+        id: flow.id,
+        listener: service.name(),
+        client: flow.client.0,
+        peer: canonical(flow.back.peer),
+        target: flow.target.0,
+    });
+}
+
 /// A flow is over.
 pub fn ended(service: &Service, flow: &Flow, why: Ending) {
+    // It goes on elsewhere, which tells its end.
+    if matches!(why, Ending::HandedOver) {
+        return;
+    }
+    service.tell(|| Event::Closed {
+        id: Some(flow.id),
+        listener: service.name(),
+        client: Some(flow.client.0),
+        peer: canonical(flow.back.peer),
+        target: Some(flow.target.0),
+        bytes_up: flow.up.bytes,
+        bytes_down: flow.down.bytes,
+        age: flow.began.elapsed().as_secs_f64(),
+        end: why.to_string(),
+    });
     if !service.record.reporter.says_all() {
         return;
     }

@@ -1,5 +1,6 @@
 //! A listening socket and its flows, on one worker: waits, and lets datagrams through by the batch.
 
+use std::fmt;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use tokio::time::sleep_until;
 
 use super::flows::{Flows, Traffic};
 use super::lru::Key;
+use super::luggage::{Binding, Luggage, Paper};
 use super::outbox::Outbox;
 use super::poller::Poller;
 use super::reader::Reader;
@@ -101,21 +103,27 @@ pub fn open(listen: SocketAddr, config: &ListenerConfig, shared: bool) -> io::Re
     )?;
     let shared = shared || config.listeners > 1;
     sys::socket::prepare_listener(&socket, listen, shared, config.listen_transparent)?;
+    set_up(&socket, listen, config)?;
+    socket.bind(&listen.into())?;
+    Ok(socket)
+}
+
+/// Sets what a listening socket needs, bound or not.
+pub fn set_up(socket: &Socket, listen: SocketAddr, config: &ListenerConfig) -> io::Result<()> {
     // Answers come from the address that was asked, which several can be.
     if listen.ip().is_unspecified() || config.listen_transparent {
         match listen.is_ipv6() {
-            true => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
-            false => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+            true => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+            false => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
         }
     }
-    hold_bursts(&socket);
+    hold_bursts(socket);
     // Datagrams of several clients may come glued together, and the kernel gives all of them to
     // the listening socket of the first.
     if config.listeners == 1 || config.udp_header == UdpHeader::First {
-        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
     }
-    socket.bind(&listen.into())?;
-    Ok(socket)
+    Ok(())
 }
 
 /// Larger buffers than net.core.rmem_max and wmem_max allow need CAP_NET_ADMIN.
@@ -128,23 +136,42 @@ fn hold_bursts(socket: &Socket) {
     }
 }
 
-/// Lets datagrams through until it is dropped, on that worker. Returns only when the listener is
-/// broken.
-pub async fn run(current: Arc<Current>, socket: Arc<OwnedFd>, worker: usize) -> io::Error {
-    let mut listener = match Listener::new(current, socket, worker) {
-        Ok(listener) => listener,
-        Err(error) => return error,
-    };
-    let mut events = vec![EpollEvent::empty(); EVENTS];
-    loop {
-        if let Err(error) = listener.turn(&mut events).await {
-            return error;
-        }
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
     }
 }
 
 impl Listener {
-    fn new(current: Arc<Current>, socket: Arc<OwnedFd>, worker: usize) -> io::Result<Listener> {
+    /// Lets datagrams through until it is dropped, or has to leave, and then gives back itself.
+    /// Fails when the listener is broken.
+    pub async fn run(mut self: Box<Listener>) -> io::Result<Box<Listener>> {
+        let mut events = vec![EpollEvent::empty(); EVENTS];
+        while !self.current.is_leaving() {
+            self.turn(&mut events).await?;
+        }
+        Ok(self)
+    }
+}
+
+impl Listener {
+    /// With the flows of a process before this one, on that worker, in whose runtime it is called.
+    pub fn new(
+        current: Arc<Current>,
+        socket: Arc<OwnedFd>,
+        worker: usize,
+        luggage: Luggage,
+    ) -> io::Result<Listener> {
+        let mut listener = Listener::empty(current, socket, worker)?;
+        let now = Instant::now();
+        listener.reader.bindings.unpack(luggage.bindings, now);
+        for (paper, socket) in luggage.flows {
+            listener.flows.unpack(&paper, socket, &listener.poller, now);
+        }
+        Ok(listener)
+    }
+
+    fn empty(current: Arc<Current>, socket: Arc<OwnedFd>, worker: usize) -> io::Result<Listener> {
         let service = current.get();
         let most = service.most_flows();
         let poller = Poller::new()?;
@@ -166,6 +193,26 @@ impl Listener {
             service,
             earlier: Vec::new(),
         })
+    }
+
+    /// Where it runs.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
+    /// What is open, to be passed on.
+    pub fn flows(&self) -> impl Iterator<Item = (Paper, &OwnedFd)> {
+        self.flows.pack(Instant::now())
+    }
+
+    /// Who speaks through which socket of a load balancer, in style `first`.
+    pub fn bindings(&self) -> Vec<Binding> {
+        self.reader.bindings.pack(Instant::now())
+    }
+
+    /// Lets the flows go to the process that has them now.
+    pub fn let_go(&mut self) {
+        self.flows.let_go();
     }
 
     /// Takes over the rules that a reload has put in place, for new flows.

@@ -116,6 +116,13 @@ impl<T> Lru<T> {
         Some((Key(self.oldest), place.used))
     }
 
+    /// All of them with their last use, that of longest ago first.
+    pub fn iter(&self) -> impl Iterator<Item = (&T, Instant)> {
+        let place = |index: u32| self.places.get(index as usize);
+        let places = std::iter::successors(place(self.oldest), move |last| place(last.newer));
+        places.filter_map(|place| Some((place.thing.as_ref()?, place.used)))
+    }
+
     fn append(&mut self, index: u32) {
         let last = std::mem::replace(&mut self.newest, index);
         match self.places.get_mut(last as usize) {

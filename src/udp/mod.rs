@@ -13,6 +13,7 @@
 //! is shared on the way of a datagram. A flow is a client and a target, and costs one socket.
 
 pub mod listener;
+pub(crate) mod luggage;
 
 mod bindings;
 mod down;

@@ -19,7 +19,7 @@ pub struct Reader {
     pub service: Arc<Service>,
     style: UdpHeader,
     /// Style `first` only.
-    bindings: Bindings,
+    pub(super) bindings: Bindings,
 }
 
 /// What a datagram's header says.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::program::Ended;
-use super::{DEADLINE, Host, Program, TempDir};
+use super::{DEADLINE, Host, Program, Running, TempDir, Terminal};
 
 /// A control socket in a directory of its own.
 pub struct Ctl {
@@ -43,6 +43,37 @@ impl Ctl {
         let mut all = vec!["ctl", "-control", &path];
         all.extend(words.split(' '));
         Program::Realpeer.run(&self.host, &all)
+    }
+
+    /// Starts `realpeer ctl` with these words, and leaves it running.
+    #[track_caller]
+    pub fn spawn(&self, words: &str) -> Running {
+        let (program, path) = (Program::Realpeer.path(), self.path());
+        let mut all = vec![&*program, "ctl", "-control", &path];
+        all.extend(words.split(' '));
+        self.host.spawn(&all)
+    }
+
+    /// The command line of `realpeer ctl` with these words.
+    pub fn line(&self, words: &str) -> String {
+        let program = Program::Realpeer.path();
+        format!("{program} ctl -control {} {words}", self.path())
+    }
+
+    /// Starts a shell's command line, and waits for a line with this.
+    #[track_caller]
+    pub fn shell(&self, line: &str, text: &str) -> Running {
+        // bash tells how each of a pipeline ended.
+        let line = format!("set -o pipefail; {line}");
+        let running = self.host.spawn(&["bash", "-c", &line]);
+        running.wait_for_line(text);
+        running
+    }
+
+    /// A terminal of the administrator's.
+    #[track_caller]
+    pub fn terminal(&self, columns: u16, rows: u16) -> Terminal<'_> {
+        Terminal::new(&self.host, columns, rows)
     }
 
     /// As `run`, and it must go well.

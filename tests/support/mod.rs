@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod crowdsec;
 pub mod ctl;
 pub mod datagrams;
 pub mod diagnosis;
@@ -13,7 +14,10 @@ pub mod engine;
 pub mod fail2ban;
 pub mod header;
 pub mod host;
+pub mod http;
 pub mod journal;
+pub mod journald;
+pub mod lineage;
 pub mod program;
 pub mod running;
 pub mod servers;
@@ -21,6 +25,7 @@ pub mod site;
 pub mod ssh_story;
 pub mod stage;
 pub mod streams;
+pub mod tmux;
 pub mod vitals;
 
 pub use backend::Backend;
@@ -30,10 +35,12 @@ pub use elsewhere::Elsewhere;
 pub use engine::Engine;
 pub use host::Host;
 pub use journal::Journal;
+pub use lineage::Lineage;
 pub use program::Program;
 pub use running::Running;
 pub use site::Site;
 pub use stage::{Session, Stage};
+pub use tmux::Terminal;
 
 use std::fs;
 use std::net::SocketAddr;

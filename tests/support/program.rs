@@ -2,9 +2,7 @@
 
 use std::thread;
 
-use realpeer::cli::{self, Command};
-use realpeer::daemon;
-use realpeer::sys::systemd::Environment;
+use realpeer::program::internals::{self, Command, Environment};
 
 use super::{Host, Running, TempDir, wait_until};
 
@@ -133,8 +131,10 @@ fn by_file(wrapper: &[&str], host: &Host, path: &str, flags: &[&str]) -> Running
 /// Starts the proxy on threads of this very process, in the network of the calling thread; it ends
 /// with the process. For tests that look at what happens inside.
 pub fn start_here(flags: &[&str]) {
-    let words: Vec<String> = flags.iter().map(|word| (*word).to_owned()).collect();
-    let Ok(Command::Proxy(source)) = cli::parse(&words) else {
+    // The test itself goes on with what it needs.
+    let words = [&["-sandbox", "off"], flags].concat();
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let Ok(Command::Proxy(source)) = internals::parse(&words) else {
         panic!("{words:?} start the proxy");
     };
     thread::spawn(|| {
@@ -143,7 +143,7 @@ pub fn start_here(flags: &[&str]) {
             .build()
             .expect("start a runtime");
         runtime
-            .block_on(daemon::run(source, Environment::default()))
+            .block_on(internals::run(source, Environment::default()))
             .expect("the proxy runs");
     });
 }

@@ -2,6 +2,7 @@
 //! load balancer and the backends.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::UdpSocket;
 
 use nix::sys::signal::Signal;
@@ -10,13 +11,22 @@ use serde_json::Value;
 use super::stage::{Session, VISITED, wire};
 use super::{Backend, Ctl, Host, Program, Running, TempDir, addr, datagrams, header, streams};
 
+/// Where the first two listeners are found.
+pub const AT_A: &str = "192.0.2.10:2201";
+pub const AT_B: &str = "192.0.2.10:2202";
+/// Backends.
+pub const NINE: &str = "127.0.0.1:9000";
+pub const NINE_TOO: &str = "127.0.0.1:9001";
+/// A second client.
+pub const OTHER: &str = "203.0.113.8:40001";
+
 /// The hosts and what runs there.
 pub struct Site {
     pub balancer: Host,
     pub server: Host,
     pub ctl: Ctl,
     pub proxy: Running,
-    files: TempDir,
+    pub files: TempDir,
 }
 
 /// A listener as the file has it; `more` are further lines.
@@ -133,6 +143,30 @@ impl Site {
             .clone()
     }
 
+    /// Checks that nobody listens there.
+    #[track_caller]
+    pub fn assert_refused(&self, at: &str) {
+        let error = self
+            .balancer
+            .try_dial(None, at)
+            .expect_err("nobody listens");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{at}");
+    }
+
+    /// The inodes of the sockets that listen on this port, sorted.
+    pub fn sockets(&self, port: u16) -> Vec<String> {
+        let list = self
+            .server
+            .run(&["ss", "-Hlntue", &format!("sport = :{port}")]);
+        let mut inodes: Vec<String> = list
+            .split_whitespace()
+            .filter(|word| word.starts_with("ino:"))
+            .map(str::to_owned)
+            .collect();
+        inodes.sort();
+        inodes
+    }
+
     /// The policy rules of a host.
     pub fn rules_of(host: &Host) -> String {
         host.run(&["ip", "rule"]) + &host.run(&["ip", "-6", "rule"])
@@ -164,7 +198,9 @@ pub fn converse(near: &UdpSocket, backend: &UdpSocket, client: &str) {
     assert_eq!(datagrams::receive(near).0, b"and back");
 }
 
-fn start(server: &Host, ctl: &Ctl, files: &TempDir, text: &str) -> Running {
+/// Starts the proxy with this file, and waits until it answers.
+#[track_caller]
+pub fn start(server: &Host, ctl: &Ctl, files: &TempDir, text: &str) -> Running {
     let file = files.file("realpeer.toml", text);
     let state = ctl.state().display().to_string();
     let flags = [
