@@ -38,6 +38,7 @@
 //! - [`sandbox`] takes away what the process does not need. At an upgrade the [`starter`], forked before
 //!   that, executes a new process, which takes over by [`handover`]; its listeners find their sockets
 //!   among the [`sockets`] that it was given.
+//! - [`setup`] writes a configuration and starts its unit, for a newcomer, and takes both back.
 //! - [`ban_relay`] is a program of its own, for the ingress.
 
 // The map above is for those who change the program, too: `cargo doc --document-private-items`.
@@ -83,6 +84,7 @@ pub mod routing;
 pub(crate) mod sandbox;
 pub(crate) mod service;
 pub(crate) mod sessions;
+pub(crate) mod setup;
 pub(crate) mod sockets;
 pub(crate) mod starter;
 pub(crate) mod stats;

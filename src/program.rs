@@ -14,13 +14,18 @@ use tokio::runtime::Builder;
 
 use crate::cli::{self, Command, ConfigAction};
 use crate::starter::Starter;
-use crate::{ban_relay, config, control, daemon, demo, doctor, log, output, routing, sys};
+use crate::{
+    ban_relay, config, control, daemon, demo, doctor, log, output, routing, sandbox, setup, sys,
+};
 
 /// What tests and benches of this repository look at from inside. It may change at any time.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::bans::{Ban, Bans, Cause, Decision, Decisions};
-    pub use crate::cli::{Command, parse};
+    pub use crate::cli::{Command, TOPICS, definitions, parse};
+    pub use crate::config::{
+        BOOLEAN, CrowdsecDraft, Kind, ListenerDraft, ProcessDraft, Protocol, fits, key, kind,
+    };
     pub use crate::daemon::run;
     pub use crate::doctor::IDS;
     pub use crate::networks::Networks;
@@ -39,6 +44,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // What a kernel does not grant is told by whoever needs it.
+    let _ = sandbox::take_up();
     let result = run(command);
     log::flush();
     match result {
@@ -74,6 +81,7 @@ fn run(command: Command) -> Result<bool> {
         Command::BanRelay(flags) => wait(ban_relay::run(flags))?,
         Command::Ctl(flags) => control::run(&flags)?,
         Command::Demo => demo::run()?,
+        Command::Setup(flags) => return setup::command(flags),
         Command::Print(text) => output::print(text).context("cannot print")?,
     }
     Ok(true)

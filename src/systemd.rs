@@ -135,9 +135,7 @@ pub async fn watch(manager: &Manager, workers: &[Worker], time: Duration) {
         tick.tick().await;
         let answered = timeout(time / 2, all_turn(workers)).await.is_ok();
         if !answered && !silent {
-            tracing::error!(
-                "a worker thread hangs: systemd's watchdog is not told that all is well"
-            );
+            tracing::error!("a worker thread hangs: systemd's watchdog is no longer pinged");
         }
         silent = !answered;
         if answered {

@@ -172,8 +172,12 @@ fn help_has_every_command_and_each_explains_itself() {
         assert!(all.contains(&format!("\n  realpeer {command} ")), "{all}");
         let own = help(&format!("{command} -h"));
         assert!(own.contains(&format!("\n  realpeer {command}")), "{own}");
-        for line in [format!("help {command}"), format!("{command} help")] {
-            assert_eq!(help(&line), own, "{line}");
+        assert_eq!(help(&format!("{command} help")), own);
+        // Routing is a topic as well, whose text names the command.
+        let explained = help(&format!("help {command}"));
+        match command {
+            "routing" => assert!(explained.contains("'realpeer routing -h'")),
+            _ => assert_eq!(explained, own),
         }
     }
 }

@@ -3,14 +3,12 @@
 
 mod support;
 
-use std::fmt::Write as _;
 use std::io::Write;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::crowdsec::{Engine, FakeEngine, reply};
+use support::crowdsec::{Engine, FakeEngine, NOTHING, reply, stream_of};
 use support::header::v1;
 use support::stage::{CLIENT, VISITED};
 use support::streams::{assert_carries, assert_reset};
@@ -418,38 +416,11 @@ fn mistakes_in_the_table_are_told() {
     }
 }
 
-/// An answer with a million decisions on 10.0.0.0 and up, packed.
-fn million() -> Vec<u8> {
-    let mut text = String::from("{\"deleted\":null,\"new\":[");
-    for id in 0..1_000_000u32 {
-        let address = std::net::Ipv4Addr::from(0x0a00_0000 + id * 3);
-        let comma = if id == 0 { "" } else { "," };
-        let _ = write!(
-            text,
-            "{comma}{{\"duration\":\"99h0m0s\",\"id\":{id},\"origin\":\"CAPI\",\"scenario\":\"crowdsecurity/ssh-bf\",\"scope\":\"Ip\",\"type\":\"ban\",\"value\":\"{address}\"}}"
-        );
-    }
-    text += "]}";
-    let mut gzip = Command::new("gzip")
-        .args(["-1", "-c"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("gzip");
-    let mut input = gzip.stdin.take().expect("piped");
-    let feeding = std::thread::spawn(move || input.write_all(text.as_bytes()).expect("feed gzip"));
-    let packed = gzip.wait_with_output().expect("gzip ends").stdout;
-    feeding.join().expect("fed");
-    packed
-}
-
-const NOTHING: &[u8] = br#"{"deleted":null,"new":null}"#;
-
 #[test]
 fn a_million_decisions_are_taken_in_while_messages_go_on() {
     let ctl = Ctl::new();
     let engine = Engine::new();
-    let packed = million();
+    let packed = stream_of(1_000_000);
     let (stage, _files) = stage(&ctl, &engine, "");
     let mut bad = Vec::new();
     let good = stage.session(CLIENT);

@@ -159,7 +159,7 @@ fn kill_and_ban_ask_first() {
 
     terminal.wait_until("it is gone", |screen| !screen.contains(CALM));
     terminal.text("b");
-    terminal.wait_for(&format!("ban {BUSY} for (empty: for ever): 1h_"));
+    terminal.wait_for(&format!("ban {BUSY} for (empty: forever): 1h_"));
     for _ in 0..2 {
         terminal.key("BSpace");
     }

@@ -525,7 +525,7 @@ fn the_readme_shows_what_the_doctor_prints() {
         let cure = lines[first + 1..].iter();
         let cure = cure.take_while(|line| line.starts_with("         "));
         let check: Vec<_> = [&lines[first]].into_iter().chain(cure).collect();
-        let check: Vec<_> = check.iter().map(|line| format!("    {line}\n")).collect();
+        let check: Vec<_> = check.iter().map(|line| format!("{line}\n")).collect();
         check.concat()
     };
     let host = Host::new("server");
@@ -549,7 +549,7 @@ fn the_readme_shows_what_the_doctor_prints() {
     let readme = std::fs::read_to_string(support::repository("README.md")).expect("README");
     for sample in [no_rule, docker, closed] {
         assert!(
-            readme.contains(&format!("\n\n{sample}\n")),
+            readme.contains(&format!("```text\n{sample}```\n")),
             "not in README.md:\n{sample}"
         );
     }

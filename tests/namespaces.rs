@@ -441,7 +441,7 @@ fn a_reload_cannot_bring_the_capability_back() {
     site.refused_reload(&[plain, new].concat(), "target-netns needs a restart");
 }
 
-/// A listener of each protocol, whose targets need marks.
+/// A listener of each protocol. TCP's target needs marks.
 #[test]
 fn a_new_process_takes_over_the_routing_inside() {
     const TARGET: &str = "172.30.0.2:9000";
@@ -452,12 +452,12 @@ fn a_new_process_takes_over_the_routing_inside() {
     let before = routing(&inside);
     let more = format!("target-netns = \"{PATH}\"");
     let text =
-        listener("a", "0.0.0.0:2201", TARGET, &more) + &udp("u", "0.0.0.0:2201", TARGET, &more);
+        listener("a", "0.0.0.0:2201", TARGET, &more) + &udp("u", "0.0.0.0:2201", BACKEND, &more);
     let mut lineage = Lineage::prepared(&text, |server| {
         server.run(&["mkdir", "/run/netns"]);
         server.name_netns(PATH, &inside);
     });
-    let backends = (Backend::listen(&inside, TARGET), open(&inside, TARGET));
+    let backends = (Backend::listen(&inside, TARGET), open(&inside, BACKEND));
     let session = lineage.session(AT_A, &backends.0, CLIENT);
     let near = open(&lineage.balancer, "0.0.0.0:0");
     near.connect(addr(AT_A)).expect("connect");

@@ -6,11 +6,10 @@ mod support;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use realpeer::program::internals::{self, Command as Asked};
 use support::datagrams::{every, open, receive, spp};
 use support::header::v2;
+use support::pages::{blocks, is_command_line, is_shell, links_lead_somewhere};
 use support::stage::{CLIENT, CLIENT6, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, send};
 use support::{Backend, Host, Program, Running, TempDir, addr, repository, wait_until};
@@ -231,8 +230,9 @@ fn every_file_is_understood() {
         let (folder, name) = file.rsplit_once('/').unwrap_or(("", &file));
         let path = path(&file);
         match (folder, name) {
-            ("", "demo") => {}            // tests/demo.rs runs it
-            ("", "status-page.png") => {} // the README shows it
+            ("", "demo") => {}                         // tests/demo.rs runs it
+            ("", "status-page.png") => {}              // the README shows it
+            ("", name) if name.ends_with(".svg") => {} // tests/pictures.rs looks at them
             _ if ELSEWHERE.iter().any(|name| file.starts_with(name)) => {}
             (_, "realpeer.toml") => {
                 let check = Program::Realpeer.run(&host, &["config", "check", &path]);
@@ -268,31 +268,12 @@ fn every_file_is_understood() {
                     assert!(known, "networkd does not know {key}");
                 }
             }
+            ("compose" | "compose/sshd", _) => {} // tests/docker_image.rs starts them
+            (folder, _) if folder.starts_with("kubernetes/") => {} // tests/kubernetes.rs
             ("sshd", "sshd.conf") | ("web", "nginx.conf" | "realpeer.local") => {} // run below
             _ => panic!("{file} is not tested"),
         }
     }
-}
-
-#[track_caller]
-fn is_shell(name: &str, text: &str) {
-    let mut bash = Command::new("bash");
-    bash.args(["-n", "-c", text]).stderr(Stdio::piped());
-    let output = bash.output().expect("bash is there");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "{name}: {said}");
-}
-
-/// The blocks of a page in this language.
-fn blocks(page: &str, language: &str) -> Vec<String> {
-    let start = format!("```{language}");
-    let mut lines = page.lines();
-    let mut blocks = vec![];
-    while lines.by_ref().any(|line| line == start) {
-        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-        blocks.push(block.join("\n"));
-    }
-    blocks
 }
 
 /// Shell is shell, command lines of realpeer are command lines, files are files, and links lead
@@ -310,14 +291,11 @@ fn every_page_is_understood() {
         let text = read(page);
         for block in blocks(&text, "sh") {
             is_shell(page, &block);
-            let lines = block
+            for line in block
                 .lines()
-                .filter_map(|line| line.strip_prefix("realpeer "));
-            for line in lines {
-                let line = line.split(['|', '#']).next().expect("split gives one");
-                let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-                let asked = internals::parse(&words).unwrap_or_else(|e| panic!("{page}: {e}"));
-                assert!(!matches!(asked, Asked::Print(_)), "{page}: {line}");
+                .filter_map(|line| line.strip_prefix("realpeer "))
+            {
+                is_command_line(page, line);
                 commands += 1;
             }
         }
@@ -327,16 +305,7 @@ fn every_page_is_understood() {
             assert_eq!(check.code, 0, "{page}: {}", check.stderr);
         }
         let folder = repository("examples").join(Path::new(page).parent().expect("a folder"));
-        for link in text
-            .split("](")
-            .skip(1)
-            .filter_map(|rest| rest.split(')').next())
-        {
-            let link = link.split('#').next().expect("split gives one");
-            if !link.contains("://") {
-                assert!(folder.join(link).exists(), "{page}: {link} leads nowhere");
-            }
-        }
+        links_lead_somewhere(page, &text, &folder);
     }
     assert!(commands > 20, "{commands}");
     // And each folder has a page, which the list names.

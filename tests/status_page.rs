@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
+use support::chromium::chromium;
 use support::http::get;
 use support::site::{listener, udp};
 use support::stage::CLIENT;
@@ -28,29 +29,6 @@ fn site() -> Site {
             + &web
             + &udp("dns", "0.0.0.0:2202", NINE, SUBNETS)),
     )
-}
-
-/// A browser on that host, which ends by itself.
-fn chromium(host: &Host, files: &TempDir, flags: &[&str]) -> Command {
-    let mut command = host.command("chromium");
-    command.args([
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]);
-    command.arg(format!(
-        "--user-data-dir={}",
-        files.path("profile").display()
-    ));
-    command.env("HOME", files.path(""));
-    command.args(flags);
-    command
 }
 
 /// The document after the page's script has had so many milliseconds of its own time.

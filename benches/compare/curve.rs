@@ -5,8 +5,9 @@
 use crate::load::{self, Flows};
 use crate::options::Options;
 use crate::peers::{self, Peer};
+use crate::row::cell;
 use crate::run::{Run, Stage};
-use crate::table::{cell, machine};
+use crate::table::machine;
 
 /// Messages in flight at once, however many connections there are: what changes is only how many
 /// the work is spread over.
@@ -40,7 +41,7 @@ const FIRST: usize = 16;
 /// Measures and prints both curves.
 pub fn run(stage: &Stage, options: &Options) {
     let (peers, _) = peers::installed(&["realpeer", "haproxy", "nginx"].map(str::to_owned));
-    println!("{}", machine(&format!("{} s each", options.secs)));
+    println!("{}\n", machine(&format!("{} s each", options.secs)));
     println!(
         "| | connections | busy ones | CPU µs/message | KiB/connection | median, µs | 99%, µs |"
     );
@@ -103,6 +104,6 @@ fn flows(stage: &Stage, peer: &Peer, open: usize, busy: usize, secs: u64) {
 }
 
 fn row(peer: &Peer, load: &str, figures: &[f64]) {
-    let cells: Vec<String> = figures.iter().map(|figure| cell(Some(*figure))).collect();
+    let cells: Vec<String> = figures.iter().map(|figure| cell(*figure)).collect();
     println!("| {} | {load} | {} |", peer.name, cells.join(" | "));
 }

@@ -1,16 +1,18 @@
 //! realpeer beside the other programs of its kind that are installed, on this machine, in one
-//! private network, and a Markdown table of it. benches/README.md says how to run and read it.
+//! private network: a Markdown table, or a chart. benches/README.md says how to run and read it.
 //!
 //! ```text
 //! load (this process) ─▶ proxy (one peer at a time) ─▶ backend (this program again)
 //! ```
 
 mod backend;
+mod chart;
 mod configurations;
 mod curve;
 mod load;
 mod options;
 mod peers;
+mod row;
 mod run;
 #[path = "../scene/mod.rs"]
 mod scene;
@@ -57,7 +59,9 @@ fn compare(stage: &Stage, options: &Options) {
     }
     let mut table = Table::new(&peers);
     let how = format!("medians of {} rounds of {} s", options.rounds, options.secs);
-    println!("{}\n{}", table::machine(&how), table.head());
+    let machine = table::machine(&how);
+    println!("{machine}\n\n{}", table.head());
+    let mut drawn = Vec::new();
     for &test in &options.tests {
         for round in 1..=options.rounds {
             for (column, peer) in peers.iter().enumerate() {
@@ -70,7 +74,17 @@ fn compare(stage: &Stage, options: &Options) {
                 }
             }
         }
-        print!("{}", table.rows(test));
+        let rows = table.rows(test);
+        for row in &rows {
+            println!("{}", table.line(row));
+        }
+        drawn.extend(rows);
+    }
+    if let Some(file) = &options.svg {
+        let notes = [machine, table.full_names().join(", ")];
+        let chart = chart::draw(table.names(), &drawn, &notes);
+        std::fs::write(file, chart).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        eprintln!("{} is drawn", file.display());
     }
 }
 

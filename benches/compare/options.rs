@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 
 use crate::tests::Test;
@@ -32,6 +34,10 @@ pub struct Options {
     /// Seconds of load in a test
     #[arg(long, default_value_t = 3)]
     pub secs: u64,
+
+    /// Also draw the table as a chart, into this file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "examples/benchmark.svg")]
+    pub svg: Option<PathBuf>,
 
     /// Instead: what realpeer costs at 1 to 9,000 connections, and with ever more UDP flows
     #[arg(long)]

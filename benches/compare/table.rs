@@ -5,17 +5,19 @@ use std::fs;
 use std::process::Command;
 
 use crate::peers::Peer;
+use crate::row::{Row, cell};
 use crate::tests::{Figure, Test};
 
 /// The figures of all rounds.
 pub struct Table {
-    names: Vec<String>,
+    names: Vec<&'static str>,
+    versions: Vec<String>,
     /// Test and place of the figure in it.
-    rows: BTreeMap<(Test, usize), Row>,
+    rows: BTreeMap<(Test, usize), Rounds>,
 }
 
-/// One figure, of every peer.
-struct Row {
+/// One figure, of every peer, round by round.
+struct Rounds {
     figure: Figure,
     columns: Vec<Vec<f64>>,
 }
@@ -23,11 +25,9 @@ struct Row {
 impl Table {
     /// An empty table with a column for each peer.
     pub fn new(peers: &[Peer]) -> Table {
-        let names = peers
-            .iter()
-            .map(|peer| format!("{} {}", peer.name, peer.version()));
         Table {
-            names: names.map(|name| name.trim_end().to_owned()).collect(),
+            names: peers.iter().map(|peer| peer.name).collect(),
+            versions: peers.iter().map(Peer::version).collect(),
             rows: BTreeMap::new(),
         }
     }
@@ -36,78 +36,65 @@ impl Table {
     pub fn add(&mut self, test: Test, column: usize, figures: Vec<Figure>) {
         // The direct way has the first figures only, those that need no proxy.
         for (place, figure) in figures.into_iter().enumerate() {
-            let row = self.rows.entry((test, place)).or_insert_with(|| Row {
+            let rounds = self.rows.entry((test, place)).or_insert_with(|| Rounds {
                 figure,
                 columns: vec![Vec::new(); self.names.len()],
             });
-            row.columns[column].push(figure.value);
+            rounds.columns[column].push(figure.value);
         }
     }
-}
 
-impl Row {
-    fn medians(&self) -> Vec<Option<f64>> {
-        self.columns.iter().map(|values| median(values)).collect()
+    /// The names of the peers, in the order of the medians.
+    pub fn names(&self) -> &[&'static str] {
+        &self.names
     }
 
-    /// The best of the peers besides realpeer; the direct way is no peer.
-    fn best(&self, names: &[String], medians: &[Option<f64>]) -> Option<f64> {
-        let others = names
-            .iter()
-            .zip(medians)
-            .filter(|(name, _)| !matches!(name.split(' ').next(), Some("direct" | "realpeer")));
-        let better = if self.figure.more_is_better {
-            f64::max
-        } else {
-            f64::min
-        };
-        others.filter_map(|(_, median)| *median).reduce(better)
+    /// Each peer with its version.
+    pub fn full_names(&self) -> Vec<String> {
+        let both = self.names.iter().zip(&self.versions);
+        both.map(|(name, version)| format!("{name} {version}").trim_end().to_owned())
+            .collect()
     }
-}
 
-impl Table {
     /// The heading.
     pub fn head(&self) -> String {
         format!(
             "| | | {} | realpeer / best other |\n|---|---|{}---|",
-            self.names.join(" | "),
+            self.full_names().join(" | "),
             "---:|".repeat(self.names.len())
         )
     }
 
     /// The rows of one test.
-    pub fn rows(&self, test: Test) -> String {
+    pub fn rows(&self, test: Test) -> Vec<Row> {
         let rows = self.rows.range((test, 0)..=(test, usize::MAX));
-        rows.map(|(_, row)| self.line(test, row)).collect()
+        rows.map(|(_, rounds)| Row {
+            test: test.title(),
+            figure: rounds.figure.name,
+            more_is_better: rounds.figure.more_is_better,
+            medians: rounds.columns.iter().map(|all| median(all)).collect(),
+        })
+        .collect()
     }
 
-    fn line(&self, test: Test, row: &Row) -> String {
-        let medians = row.medians();
-        let cells: Vec<String> = medians.iter().map(|median| cell(*median)).collect();
-        let ours = self.column("realpeer").and_then(|at| medians[at]);
-        let ratio = ours.zip(row.best(&self.names, &medians));
-        let verdict = ratio.map_or(String::new(), |(ours, best)| {
-            verdict(ours / best, row.figure.more_is_better)
-        });
-        let (title, name) = (test.title(), row.figure.name);
-        format!("| {title} | {name} | {} | {verdict} |\n", cells.join(" | "))
+    /// A row as a line of the table.
+    pub fn line(&self, row: &Row) -> String {
+        let cells = row.medians.iter().map(|median| median.map(cell));
+        let cells: Vec<String> = cells.map(Option::unwrap_or_default).collect();
+        let verdict = row.ratio(&self.names).map(|ratio| format!("{ratio:.2}"));
+        let mark = if row.loses(&self.names) {
+            " **loses**"
+        } else {
+            ""
+        };
+        format!(
+            "| {} | {} | {} | {}{mark} |",
+            row.test,
+            row.figure,
+            cells.join(" | "),
+            verdict.unwrap_or_default()
+        )
     }
-
-    fn column(&self, name: &str) -> Option<usize> {
-        let mut names = self.names.iter();
-        names.position(|column| column.split(' ').next() == Some(name))
-    }
-}
-
-/// The ratio, and a mark where realpeer is behind by more than rounding.
-fn verdict(ratio: f64, more_is_better: bool) -> String {
-    let behind = if more_is_better {
-        ratio < 0.995
-    } else {
-        ratio >= 1.005
-    };
-    let mark = if behind { " **loses**" } else { "" };
-    format!("{ratio:.2}{mark}")
 }
 
 fn median(values: &[f64]) -> Option<f64> {
@@ -121,17 +108,7 @@ fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// Three digits that count.
-pub fn cell(value: Option<f64>) -> String {
-    match value {
-        None => String::new(),
-        Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
-        Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
-        Some(value) => format!("{value:.2}"),
-    }
-}
-
-/// Machine, kernel and date in a line that ends with `how` it was measured.
+/// Machine, kernel and date in a sentence that ends with `how` it was measured.
 pub fn machine(how: &str) -> String {
     let read = |file| fs::read_to_string(file).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
@@ -147,9 +124,14 @@ pub fn machine(how: &str) -> String {
         .output()
         .map(|output| output.stdout);
     format!(
-        "{cores} cores of {}, Linux {}, {}; {how}.\n",
+        "{cores} cores of {}, Linux {}, {}; {how}.",
         model.unwrap_or("an unknown processor"),
-        read("/proc/sys/kernel/osrelease").trim(),
+        // What a vendor adds to the version says nothing here.
+        read("/proc/sys/kernel/osrelease")
+            .split('.')
+            .take(2)
+            .collect::<Vec<_>>()
+            .join("."),
         String::from_utf8_lossy(&date.unwrap_or_default()).trim(),
     )
 }

@@ -6,7 +6,7 @@
 
 pub mod client;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -82,18 +82,21 @@ const NETNS: &str = "/run/inside";
 /// realpeer before a backend that the benchmark plays. Lives inside the namespace.
 pub struct Relayed {
     listener: TcpListener,
-    _proxy: Running,
+    pub proxy: Running,
 }
 
 impl Relayed {
     /// Starts the program; the calling thread must be inside the host.
     pub fn start(host: &Host) -> Relayed {
+        Relayed::start_with(host, &[])
+    }
+
+    /// As `start`, with more flags.
+    pub fn start_with(host: &Host, more: &[&str]) -> Relayed {
         let listener = TcpListener::bind(BACKEND).expect("listen as the backend");
-        let proxy = Program::Realpeer.start(host, &["-l", PROXY, "-4", BACKEND]);
-        Relayed {
-            listener,
-            _proxy: proxy,
-        }
+        let flags = [&["-l", PROXY, "-4", BACKEND], more].concat();
+        let proxy = Program::Realpeer.start(host, &flags);
+        Relayed { listener, proxy }
     }
 
     /// As `start`, with the backend in a network namespace of its own.
@@ -112,6 +115,16 @@ impl Relayed {
     /// Connects as a new client, sends `first` behind the header if there is one, and returns the
     /// client's and the backend's end.
     pub fn connect(&self, way: Way, first: &[u8]) -> (TcpStream, TcpStream) {
+        self.connect_as(client::next_claimed(), way, first)
+    }
+
+    /// As `connect`, as this client.
+    pub fn connect_as(
+        &self,
+        claimed: SocketAddrV4,
+        way: Way,
+        first: &[u8],
+    ) -> (TcpStream, TcpStream) {
         let to: SocketAddr = addr(match way {
             Way::Direct => BACKEND,
             Way::Proxied => PROXY,
@@ -120,7 +133,7 @@ impl Relayed {
         let near = client::dial(to).expect("connect");
         let mut opening = match way {
             Way::Direct => Vec::new(),
-            Way::Proxied | Way::Inside => client::header_v1(client::next_claimed()),
+            Way::Proxied | Way::Inside => client::header_v1(claimed),
         };
         opening.extend_from_slice(first);
         client::send(&near, &opening);

@@ -62,7 +62,7 @@ pub enum CallError {
     #[error("the target is no address: give one IPv4 or IPv6 address, without a port or a prefix")]
     NoAddress,
     /// The time makes no sense.
-    #[error("a ban lasts 1 to {MOST_SECONDS} seconds, or for ever by -1; an unban has no time")]
+    #[error("a ban lasts 1 to {MOST_SECONDS} seconds, or forever with -1; an unban has no time")]
     NoTime,
     /// Banning it would harm us.
     #[error("{0} is {1}: never banned")]

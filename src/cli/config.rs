@@ -29,9 +29,9 @@ pub enum ConfigAction {
 
 const ACTIONS: [&str; 3] = ["check", "show", "from-flags"];
 
-/// Reads what stands behind `realpeer config`.
-pub fn parse(words: &[String]) -> Result<Command, UsageError> {
-    let command = clap::Command::new("realpeer config")
+/// The actions and flags of `realpeer config`.
+pub fn definition() -> clap::Command {
+    clap::Command::new("realpeer config")
         .display_name("realpeer config ACTION")
         .about("Checks, prints and writes configuration files (-config).")
         .before_help(
@@ -54,7 +54,12 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
                 .value_name("NAME")
                 .value_parser(config::name)
                 .help("show: the running proxy's -name, if it has one"),
-        );
+        )
+}
+
+/// Reads what stands behind `realpeer config`.
+pub fn parse(words: &[String]) -> Result<Command, UsageError> {
+    let command = definition();
     if let Some(("from-flags", flags)) = words
         .split_first()
         .map(|(first, rest)| (first.as_str(), rest))

@@ -9,11 +9,11 @@ use super::flags::{Command, Parsed, ProxyFlags, matches, refuse, source};
 use crate::config::{self, BOOLEAN};
 use crate::doctor::Options;
 
-/// Reads what stands behind `realpeer doctor`.
-pub fn parse(words: &[String]) -> Result<Command, UsageError> {
-    let command = ProxyFlags::command()
+/// The flags of `realpeer doctor`.
+pub fn definition() -> clap::Command {
+    ProxyFlags::command()
         .name("realpeer doctor")
-        .about("Looks at this machine as it is, probes the way of the replies, and names what is wrong and what mends it.")
+        .about("Examines this host, probes the way of the replies, and says what is wrong and what fixes it.")
         .before_help(None::<&str>)
         .arg(boolean("json", "Answer in JSON"))
         .arg(
@@ -23,7 +23,12 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
                 .value_parser(address)
                 .help("The load balancer: is it in the allowed-subnets file?"),
         )
-        .arg(boolean("probe-remote", "Probe a target that is not on this host too"));
+        .arg(boolean("probe-remote", "Probe a target that is not on this host too"))
+}
+
+/// Reads what stands behind `realpeer doctor`.
+pub fn parse(words: &[String]) -> Result<Command, UsageError> {
+    let command = definition();
     match matches(&command, words, true)? {
         Parsed::Help(text) => Ok(Command::Print(text)),
         Parsed::Flags(_, rest) if !rest.is_empty() => Err(refuse(

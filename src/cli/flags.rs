@@ -11,6 +11,8 @@ use super::ban_relay::{self, BanRelayFlags};
 use super::config::{self, ConfigAction};
 use super::control::{self, CtlFlags};
 use super::routing::{self, RoutingAction, ShowAs};
+use super::setup::{self, SetupFlags};
+use super::topics::{self, TOPICS};
 use super::{UsageError, doctor, go, usage};
 use crate::config::{
     BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft, Source, boolean, http_url,
@@ -34,6 +36,8 @@ pub enum Command {
     Config(ConfigAction),
     /// `realpeer demo`.
     Demo,
+    /// `realpeer setup`.
+    Setup(SetupFlags),
     /// Print this and exit 0: help or the version.
     Print(String),
 }
@@ -48,12 +52,14 @@ pub enum Command {
     about = "realpeer accepts PROXY-protocol connections from a load balancer and passes them on\n\
              from the client's own address and port, so that the backend sees the real client.",
     before_help = "  realpeer demo                         show it working, without root and without changing anything\n  \
+                   realpeer setup [FLAGS]                set it up for a server on this host: asks, shows, writes, starts\n  \
                    realpeer routing up|down|show [FLAGS] manage the policy routing that brings replies back\n  \
                    realpeer ctl ACTION                   query a running proxy, end connections, ban clients\n  \
                    realpeer config ACTION                check a configuration file, or show what is in force\n  \
                    realpeer ban-relay [FLAGS]            accept bans from application servers, on the ingress host\n  \
                    realpeer doctor [FLAGS]               find out what is wrong and how to fix it\n  \
                    realpeer help [COMMAND]               print this help, or that of a command\n  \
+                   realpeer help TOPIC                   explain routing, headers, containers, migrate or bans\n  \
                    realpeer version                      print the version",
     after_help = "Durations: 10s, 1m30s, 500ms; a bare number means seconds."
 )]
@@ -67,6 +73,8 @@ pub struct ProxyFlags {
     pub process: ProcessDraft,
 
     /// Take bans from the CrowdSec engine whose local API has this URL; needs -crowdsec-key-file
+    ///
+    /// CROWDSEC in realpeer(8) has the details.
     #[arg(long = "crowdsec-url", value_name = "URL", value_parser = http_url)]
     pub crowdsec_url: Option<String>,
 
@@ -83,8 +91,15 @@ pub struct ProxyFlags {
     pub version: bool,
 }
 
+const DEMO: (&str, &str) = (
+    "realpeer demo",
+    "Plays a load balancer and shows what the backend sees, without and with realpeer.",
+);
+const VERSION: (&str, &str) = ("realpeer version", "Prints the version.");
+
 /// The words that may stand first.
-const COMMANDS: [&str; 8] = [
+const COMMANDS: [&str; 9] = [
+    "setup",
     "config",
     "routing",
     "doctor",
@@ -98,23 +113,14 @@ const COMMANDS: [&str; 8] = [
 /// Reads a command line, without the program's name.
 pub fn parse(words: &[String]) -> Result<Command, UsageError> {
     match words.first().map(String::as_str) {
-        Some("demo") => bare(
-            "realpeer demo",
-            "Plays a load balancer and shows what the backend sees, without and with realpeer.",
-            &words[1..],
-            Command::Demo,
-        ),
-        Some("version") => bare(
-            "realpeer version",
-            "Prints the version.",
-            &words[1..],
-            version(),
-        ),
+        Some("demo") => bare(DEMO, &words[1..], Command::Demo),
+        Some("version") => bare(VERSION, &words[1..], version()),
         Some("help") => help(&words[1..]),
         Some("doctor") => doctor::parse(&words[1..]),
         Some("routing") => routing::parse(&words[1..]),
         Some("ban-relay") => ban_relay::parse(&words[1..]),
         Some("ctl") => control::parse(&words[1..]),
+        Some("setup") => setup::parse(&words[1..]),
         Some("config") => config::parse(&words[1..]),
         _ => proxy(words),
     }
@@ -135,8 +141,7 @@ fn proxy(words: &[String]) -> Result<Command, UsageError> {
 
 /// A subcommand without flags of its own.
 fn bare(
-    name: &'static str,
-    about: &'static str,
+    (name, about): (&'static str, &'static str),
     words: &[String],
     command: Command,
 ) -> Result<Command, UsageError> {
@@ -150,21 +155,51 @@ fn bare(
     }
 }
 
-/// `realpeer help [COMMAND]`: what `-h` prints.
+/// Every command and its flags; the first is the proxy, which has no word of its own.
+pub fn definitions() -> Vec<clap::Command> {
+    let bare = |(name, about)| clap::Command::new(name).about(about);
+    vec![
+        ProxyFlags::command(),
+        routing::definition(),
+        doctor::definition(),
+        CtlFlags::command(),
+        config::definition(),
+        BanRelayFlags::command(),
+        bare(DEMO),
+        bare(VERSION),
+    ]
+}
+
+/// `realpeer help [COMMAND|TOPIC]`: what `-h` prints, or the text about a topic.
 fn help(words: &[String]) -> Result<Command, UsageError> {
     let flag = "-h".to_owned();
     match words {
         [] => parse(&[flag]),
+        [topic] if topics::text(topic).is_some() => Ok(Command::Print(
+            topics::text(topic).unwrap_or_default().into(),
+        )),
         [command] if COMMANDS.contains(&command.as_str()) => parse(&[command.clone(), flag]),
         [word] if matches!(word.as_str(), "-h" | "-help" | "--help") => parse(&[flag]),
         [word, rest @ ..] => {
             let message = match rest {
-                [] => suggest::unknown("command", word, &COMMANDS),
+                [] => unknown_help(word),
                 [stray, ..] => format!("help: stray word {stray:?}"),
             };
             Err(refuse(&ProxyFlags::command(), message))
         }
     }
+}
+
+/// What is wrong with a word that is neither a command nor a topic.
+fn unknown_help(word: &str) -> String {
+    let topics = TOPICS.map(|(name, _)| name);
+    let known = COMMANDS.into_iter().chain(topics);
+    format!(
+        "unknown command or topic {word:?}{}; commands: {}; topics: {}",
+        suggest::did_you_mean(word, "", known),
+        COMMANDS.join(", "),
+        topics.join(", ")
+    )
 }
 
 fn version() -> Command {

@@ -7,13 +7,17 @@ mod doctor;
 mod flags;
 mod go;
 mod routing;
+mod setup;
+mod topics;
 mod usage;
 
 pub use ban_relay::BanRelayFlags;
 pub use config::ConfigAction;
 pub use control::{CtlAction, CtlFlags};
-pub use flags::{Command, parse};
+pub use flags::{Command, definitions, parse};
 pub use routing::{RoutingAction, ShowAs};
+pub use setup::SetupFlags;
+pub use topics::TOPICS;
 
 /// Why a command line was not understood: a line of usage, then the error, where it is seen. The
 /// exit code is 2.

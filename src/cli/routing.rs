@@ -26,9 +26,9 @@ pub enum ShowAs {
     Commands,
 }
 
-/// Parses what follows `realpeer routing`.
-pub fn parse(words: &[String]) -> Result<Command, UsageError> {
-    let command = ProxyFlags::command()
+/// The flags of `realpeer routing`.
+pub fn definition() -> clap::Command {
+    ProxyFlags::command()
         .name("realpeer routing")
         .display_name("realpeer routing up|down|show")
         .about("Adds, removes or shows the policy routing that brings a backend's replies back.")
@@ -40,7 +40,12 @@ pub fn parse(words: &[String]) -> Result<Command, UsageError> {
                 .default_value("table")
                 .value_parser(show_as)
                 .help("show: print a table, or commands to copy"),
-        );
+        )
+}
+
+/// Parses what follows `realpeer routing`.
+pub fn parse(words: &[String]) -> Result<Command, UsageError> {
+    let command = definition();
     match matches(&command, words, true)? {
         Parsed::Help(text) => Ok(Command::Print(text)),
         Parsed::Flags(mut matches, rest) => {

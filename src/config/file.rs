@@ -62,12 +62,20 @@ struct Fault {
 
 /// Reads a file. `over` are flags of the process (`--workers=2`) that count more than its keys.
 pub fn load(path: &Path, over: &[String]) -> Result<Config, BadFile> {
+    let bytes = read(path).map_err(|message| BadFile {
+        path: path.to_owned(),
+        mistakes: vec![(1, 1, message)],
+    })?;
+    understand(path, &bytes, over)
+}
+
+/// As `load`, for what is to be in the file.
+pub fn understand(path: &Path, bytes: &[u8], over: &[String]) -> Result<Config, BadFile> {
     let bad = |mistakes| BadFile {
         path: path.to_owned(),
         mistakes,
     };
-    let bytes = read(path).map_err(|message| bad(vec![(1, 1, message)]))?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
         let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
         let (line, column) = position(&good, good.len());
         let byte = bytes[error.valid_up_to()];

@@ -31,11 +31,14 @@ pub use choice::{
     Untrusted, Verbosity,
 };
 pub use draft::{BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft};
-pub use file::{BadFile, load};
+pub use file::{BadFile, load, understand};
+pub use keys::{Kind, fits, key, kind};
 pub use netns::{Engine, TargetNetns};
 pub use text::{from_flags, good, in_force};
-pub use value::{HostPort, Rate};
-pub(crate) use value::{boolean, duration, host_port, http_url, integer_in, name, timeout};
+pub use value::{Addresses, HostPort, Rate};
+pub(crate) use value::{
+    addresses, boolean, duration, host_port, http_url, integer_in, name, target, timeout,
+};
 
 use crate::addr::TargetAddr;
 pub use crate::networks::NetworkList;

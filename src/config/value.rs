@@ -136,7 +136,8 @@ pub fn target_v6(text: &str) -> Result<HostPort, String> {
     Ok(addr)
 }
 
-fn target(text: &str) -> Result<HostPort, String> {
+/// An address or a name with a port that can be connected to.
+pub fn target(text: &str) -> Result<HostPort, String> {
     if text.starts_with(':') {
         return Err("the address is missing: write ADDRESS:PORT".into());
     }

@@ -91,6 +91,12 @@ pub fn status(process: &Process) -> Option<Status> {
     end.status.map(|status| *status)
 }
 
+/// The process of the running proxy of that name, if there is one.
+pub fn running(name: &str) -> Option<u32> {
+    let (_, end) = ask(&usual_path(Some(name)), &Request::Status {}).ok()?;
+    end.status.map(|status| status.pid)
+}
+
 /// What the running proxy has in force, as TOML.
 pub fn config(control: Option<&Path>, name: Option<&str>) -> Result<String, Failure> {
     let path = control.map_or_else(|| usual_path(name), Path::to_owned);
@@ -99,6 +105,14 @@ pub fn config(control: Option<&Path>, name: Option<&str>) -> Result<String, Fail
         (Some(text), _) => Ok(text),
         (None, error) => Err(Failure::Refused(error.unwrap_or_default())),
     }
+}
+
+/// Has the running proxy of that name read its configuration again.
+pub fn reload(name: &str) -> Result<(), Failure> {
+    let path = usual_path(Some(name));
+    let (_, end) = ask(&path, &Request::Reload {}).map_err(|e| no_proxy(&path, &e))?;
+    end.error
+        .map_or(Ok(()), |error| Err(Failure::Refused(error)))
 }
 
 pub(super) fn request(flags: &CtlFlags) -> Request {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Control;
 
 pub(crate) use client::status;
-pub use client::{Failure, config, run};
+pub use client::{Failure, config, reload, run, running};
 pub use commands::Office;
 pub(crate) use protocol::{End, LastRefused, Line, Listener, Request, Status};
 pub use server::serve;

@@ -100,7 +100,7 @@ pub fn check(target: &Target, backend: &Backend) -> Check {
 }
 
 /// Where the relay says that it leads. Anybody can write a command line: only addresses count.
-fn container(process: &Process) -> Option<SocketAddr> {
+pub fn container(process: &Process) -> Option<SocketAddr> {
     let ip: IpAddr = process.flag("container-ip")?.parse().ok()?;
     let port: u16 = process.flag("container-port")?.parse().ok()?;
     Some(SocketAddr::new(ip, port))

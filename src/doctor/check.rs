@@ -152,7 +152,7 @@ impl Check {
         self.run += " && ";
         self.run += &std::mem::take(&mut other.run);
         other.advice = format!(
-            "the command of {} above mends this too; {}",
+            "the command of {} above fixes this too; {}",
             self.id, other.advice
         );
     }

@@ -4,7 +4,7 @@
 //! the real path, and asks nft who dropped it when it is lost. For each target the first true
 //! cause ends the search: what follows from it is no cause of its own.
 
-mod backend;
+pub(crate) mod backend;
 mod bans;
 mod behind;
 mod check;
@@ -16,7 +16,7 @@ mod forged;
 mod host;
 mod inbound;
 mod iptables;
-mod listener;
+pub(crate) mod listener;
 mod loopback;
 mod obstacles;
 mod outside;
@@ -24,7 +24,7 @@ mod pass;
 mod policy;
 mod probe;
 mod probing;
-mod processes;
+pub(crate) mod processes;
 mod remote;
 mod rules;
 mod running;
@@ -45,6 +45,7 @@ use crate::namespaces::{here, within};
 use crate::output::print;
 pub use check::{Check, IDS, Status};
 use examination::{Examination, Verdict};
+pub(crate) use outside::printable;
 
 /// What `realpeer doctor` was asked beside the proxy's flags.
 #[derive(Clone, Debug, Default)]

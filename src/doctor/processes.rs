@@ -1,5 +1,6 @@
 //! Which process holds a socket, as /proc tells it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,19 +22,30 @@ pub struct Process {
 
 /// The process that holds the socket. `None` if it is gone or, without root, somebody else's.
 pub fn holder(inode: u64) -> Option<Process> {
-    let wanted = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").ok()?.flatten();
+    holders(&[inode]).remove(&inode)
+}
+
+/// As `holder`, for many sockets: /proc is read once.
+pub fn holders(inodes: &[u64]) -> HashMap<u64, Process> {
+    let mut wanted: HashMap<String, u64> = inodes
+        .iter()
+        .map(|inode| (format!("socket:[{inode}]"), *inode))
+        .collect();
+    let mut found = HashMap::new();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.find(|pid: &u32| {
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        descriptors.into_iter().any(|fd| {
-            fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str())
-        })
-    })
-    .map(process)
+    while !wanted.is_empty()
+        && let Some(pid) = pids.next()
+    {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+        for descriptor in descriptors.into_iter().flatten().flatten() {
+            let link = fs::read_link(descriptor.path()).unwrap_or_default();
+            if let Some(inode) = link.to_str().and_then(|link| wanted.remove(link)) {
+                found.insert(inode, process(pid));
+            }
+        }
+    }
+    found
 }
 
 impl Process {

@@ -79,7 +79,7 @@ async fn doubt(kernel: &Kernel, target: &Target) -> io::Result<Doubt> {
         return Ok(Doubt::No);
     }
     Ok(Doubt::Guess(
-        "this host does not forward, so it is nobody's gateway".into(),
+        "this host does not forward, so it is no gateway".into(),
     ))
 }
 

@@ -187,7 +187,7 @@ fn newest_bans(picture: &Picture) -> Markup {
     let now = bans::now();
     let left = |ban: &Ban| match ban.until {
         Some(until) => length(until.saturating_sub(now)),
-        None => "for ever".to_owned(),
+        None => "forever".to_owned(),
     };
     html! {
         section {

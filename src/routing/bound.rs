@@ -1,11 +1,14 @@
 //! Who listens where on this host, as /proc tells it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::Protocol;
 
+/// TCP_ESTABLISHED.
+const ESTABLISHED: &str = "01";
 /// TCP_LISTEN, and TCP_CLOSE, which is a UDP socket that is bound and not connected.
 const LISTEN: &str = "0A";
 const CLOSE: &str = "07";
@@ -22,14 +25,20 @@ pub struct Bound {
 /// The listening TCP sockets, or the unconnected UDP sockets, of this network namespace.
 /// What cannot be read counts as nothing: this knowledge only makes advice better.
 pub fn bound(protocol: Protocol) -> Vec<Bound> {
+    tables(protocol)
+        .flat_map(|table| of_table(table, protocol))
+        .collect()
+}
+
+/// The kernel's tables of sockets, IPv4 and IPv6.
+fn tables(protocol: Protocol) -> impl Iterator<Item = BufReader<File>> {
     let names = match protocol {
         Protocol::Tcp => ["tcp", "tcp6"],
         Protocol::Udp => ["udp", "udp6"],
     };
     // /proc/net itself is hidden under ProcSubset=pid; /proc/thread-self/net is not.
     let tables = names.map(|name| File::open(format!("/proc/thread-self/net/{name}")));
-    let tables = tables.into_iter().flatten().map(BufReader::new);
-    tables.flat_map(|table| of_table(table, protocol)).collect()
+    tables.into_iter().flatten().map(BufReader::new)
 }
 
 /// The table of TCP has the listening sockets first (proc_net_tcp.txt in the kernel's
@@ -41,6 +50,25 @@ fn of_table(table: impl BufRead, protocol: Protocol) -> Vec<Bound> {
         Protocol::Tcp => lines.map_while(|line| parse(&line, LISTEN)).collect(),
         Protocol::Udp => lines.filter_map(|line| parse(&line, CLOSE)).collect(),
     }
+}
+
+/// Who has TCP connections to this port of this host, and how many. All connections are read: this is
+/// not for a busy proxy.
+pub fn peers(port: u16) -> HashMap<IpAddr, usize> {
+    let mut peers = HashMap::new();
+    let lines = tables(Protocol::Tcp).flat_map(|table| table.lines().skip(1).map_while(Result::ok));
+    for line in lines {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, peer, ESTABLISHED, ..] = words[..] else {
+            continue;
+        };
+        if address(local).is_some_and(|local| local.port() == port)
+            && let Some(peer) = address(peer)
+        {
+            *peers.entry(peer.ip()).or_default() += 1;
+        }
+    }
+    peers
 }
 
 /// True if a datagram to `target` reaches a socket that is bound to no address of its own.
@@ -62,7 +90,15 @@ fn parse(line: &str, state: &str) -> Option<Bound> {
     if *words.get(3)? != state {
         return None;
     }
-    let (ip, port) = words.get(1)?.split_once(':')?;
+    Some(Bound {
+        addr: address(words.get(1)?)?,
+        inode: words.get(9)?.parse().ok()?,
+    })
+}
+
+/// An address and a port as the tables have them.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
     let ip: IpAddr = match ip.len() {
         8 => Ipv4Addr::from(word(ip)?).into(),
         _ => {
@@ -73,10 +109,7 @@ fn parse(line: &str, state: &str) -> Option<Bound> {
             Ipv6Addr::from(bytes).to_canonical()
         }
     };
-    Some(Bound {
-        addr: SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?),
-        inode: words.get(9)?.parse().ok()?,
-    })
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// The kernel prints each 32-bit word of an address in the machine's byte order.

@@ -282,7 +282,7 @@ fn say(need: &Need, outcome: &Outcome) {
 fn caution(need: &Need) -> Option<String> {
     (need.way == Way::UdpPort).then(|| {
         format!(
-            "who speaks to UDP port {} directly, not through the proxy, gets no reply now",
+            "clients that use UDP port {} directly, not through the proxy, now get no replies",
             need.target.port()
         )
     })

@@ -11,7 +11,9 @@ use nix::unistd::{ForkResult, fork as nix_fork};
 
 /// Makes a copy of this process; fails if there are other threads.
 pub fn fork() -> io::Result<ForkResult> {
-    if fs::read_dir("/proc/self/task")?.count() != 1 {
+    let threads = fs::read_dir("/proc/self/task")
+        .map_err(|e| io::Error::new(e.kind(), format!("/proc is needed here, mount it: {e}")))?;
+    if threads.count() != 1 {
         return Err(io::Error::other("there are other threads already"));
     }
     // SAFETY: there is one thread, so no lock of another is held in the copy.

@@ -1,8 +1,10 @@
 //! Debian's CrowdSec engine with its local API alone: no online service, no logs to read.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -262,4 +264,33 @@ pub fn reply(stream: &mut TcpStream, status: &str, headers: &str, body: &[u8]) {
     );
     let _ = stream.write_all(head.as_bytes());
     let _ = stream.write_all(body);
+}
+
+/// An answer of the decisions stream that changes nothing.
+pub const NOTHING: &[u8] = br#"{"deleted":null,"new":null}"#;
+
+/// A full answer of the decisions stream, as gzip packs it: so many bans from 10.0.0.0 on, each third
+/// address.
+pub fn stream_of(count: u32) -> Vec<u8> {
+    let mut text = String::from(r#"{"deleted":null,"new":["#);
+    for id in 0..count {
+        let address = Ipv4Addr::from(0x0a00_0000 + id * 3);
+        let comma = if id == 0 { "" } else { "," };
+        let _ = write!(
+            text,
+            r#"{comma}{{"duration":"99h0m0s","id":{id},"origin":"CAPI","scenario":"crowdsecurity/ssh-bf","scope":"Ip","type":"ban","value":"{address}"}}"#
+        );
+    }
+    text += "]}";
+    let mut gzip = Command::new("gzip")
+        .args(["-1", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("gzip");
+    let mut input = gzip.stdin.take().expect("piped");
+    let feeding = thread::spawn(move || input.write_all(text.as_bytes()).expect("feed gzip"));
+    let packed = gzip.wait_with_output().expect("gzip ends").stdout;
+    feeding.join().expect("fed");
+    packed
 }

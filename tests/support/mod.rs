@@ -5,6 +5,8 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod backend;
+pub mod chromium;
+pub mod confined;
 pub mod crowdsec;
 pub mod ctl;
 pub mod datagrams;
@@ -15,9 +17,11 @@ pub mod fail2ban;
 pub mod header;
 pub mod host;
 pub mod http;
+pub mod image;
 pub mod journal;
 pub mod journald;
 pub mod lineage;
+pub mod pages;
 pub mod program;
 pub mod running;
 pub mod servers;
@@ -29,6 +33,7 @@ pub mod tmux;
 pub mod vitals;
 
 pub use backend::Backend;
+pub use confined::Confined;
 pub use ctl::Ctl;
 pub use diagnosis::Diagnosis;
 pub use elsewhere::Elsewhere;

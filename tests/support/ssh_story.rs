@@ -26,12 +26,21 @@ pub const IPV6: Ends = Ends {
 /// tell the session the same. `start_balancer` starts one that listens on port 22000.
 #[track_caller]
 pub fn play<T>(ends: Ends, start_balancer: impl FnOnce(&Host) -> T) {
+    let flags = ["-l", "0.0.0.0:2222", "-4", "127.0.0.1:22", "-6", "[::1]:22"];
+    let start_proxy = |server: &Host| Program::Realpeer.start(server, &flags);
+    play_behind(ends, start_proxy, start_balancer);
+}
+
+/// As `play`, with a proxy on port 2222 that the test starts.
+#[track_caller]
+pub fn play_behind<T>(
+    ends: Ends,
+    start_proxy: impl FnOnce(&Host) -> Running,
+    start_balancer: impl FnOnce(&Host) -> T,
+) {
     let (client, balancer, server) = row();
     let sshd = Sshd::start(&server);
-    let _proxy = Program::Realpeer.start(
-        &server,
-        &["-l", "0.0.0.0:2222", "-4", "127.0.0.1:22", "-6", "[::1]:22"],
-    );
+    let _proxy = start_proxy(&server);
     let _balancer = start_balancer(&balancer);
 
     let mut login = sshd.client(&client, ends.balancer, 22000);

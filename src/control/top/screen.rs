@@ -84,7 +84,7 @@ fn footer<'a>(state: &'a State, alarm: Style) -> Line<'a> {
     match &state.mode {
         Mode::Filtering => Line::raw(format!("filter: {}_", state.view.filter)),
         Mode::BanTime(client, text) => Line::raw(format!(
-            "ban {client} for (empty: for ever): {text}_ {}",
+            "ban {client} for (empty: forever): {text}_ {}",
             state.message
         )),
         Mode::Sure(deed) => Line::styled(format!("{} y/n", question(deed)), alarm),
@@ -96,7 +96,7 @@ fn footer<'a>(state: &'a State, alarm: Style) -> Line<'a> {
 fn question(deed: &Deed) -> String {
     match deed {
         Deed::Kill(client) => format!("end all sessions of {client}?"),
-        Deed::Ban(client, None) => format!("ban {client} for ever?"),
+        Deed::Ban(client, None) => format!("ban {client} forever?"),
         Deed::Ban(client, Some(time)) => format!("ban {client} for {time:?}?"),
     }
 }
