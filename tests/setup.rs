@@ -6,7 +6,6 @@ mod support;
 use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
 
-use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use support::program::Ended;
 use support::servers::{haproxy, nginx};

@@ -164,6 +164,7 @@ pub fn definitions() -> Vec<clap::Command> {
         doctor::definition(),
         CtlFlags::command(),
         config::definition(),
+        SetupFlags::command(),
         BanRelayFlags::command(),
         bare(DEMO),
         bare(VERSION),
@@ -334,5 +335,21 @@ pub(super) fn refuse(command: &clap::Command, message: String) -> UsageError {
     UsageError {
         message,
         usage: usage::short(command),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The manual and the completions are made of the definitions.
+    #[test]
+    fn every_command_is_among_the_definitions() {
+        let definitions = definitions();
+        for command in COMMANDS.iter().filter(|command| **command != "help") {
+            let name = format!("realpeer {command}");
+            let is_there = definitions.iter().any(|one| one.get_name() == name);
+            assert!(is_there, "{name}");
+        }
     }
 }

@@ -23,10 +23,15 @@ use crate::setup::{Backend, backend, balancers};
 pub struct SetupFlags {
     /// Server that is to see the real clients, such as 127.0.0.1:22 or [::1]:22; one address of each
     /// family, separated by a comma, if they differ in more than that
+    ///
+    /// If it listens on the other family's loopback address too, that is taken for clients of that
+    /// family. Otherwise they are refused.
     #[arg(long = "backend", value_name = "ADDR", value_parser = backend, verbatim_doc_comment)]
     pub backend: Option<Backend>,
 
     /// Load balancer: addresses and networks, separated by commas, from which only load balancers send
+    ///
+    /// They may claim to be any client, so 0.0.0.0/0 and ::/0 are refused.
     #[arg(long = "from", value_name = "NETWORKS", value_parser = balancers)]
     pub from: Option<Balancers>,
 
@@ -52,6 +57,8 @@ pub struct SetupFlags {
     pub yes: bool,
 
     /// Stop and remove what setup has written: all of it, or that of -name
+    ///
+    /// The units are stopped and disabled, which takes their routing away, and the files are removed.
     #[arg(long = "undo", value_name = BOOLEAN, action = ArgAction::Set, default_value = "false", value_parser = boolean)]
     pub undo: bool,
 }

@@ -60,6 +60,7 @@ fn every_list_of_flags_and_keys_is_in_a_page() {
     for (list, command) in [
         ("flags of realpeer", "realpeer"),
         ("flags of realpeer doctor", "realpeer doctor"),
+        ("flags of realpeer setup", "realpeer setup"),
         ("flags of realpeer ctl", "realpeer ctl"),
         ("flags of realpeer ban-relay", "realpeer ban-relay"),
     ] {

@@ -13,10 +13,11 @@ use crate::definitions::{
 pub const BEGIN: &str = ".\\\" Generated (tests/manual): ";
 const END: &str = ".\\\" End of what is generated.\n";
 
-pub const LISTS: [&str; 8] = [
+pub const LISTS: [&str; 9] = [
     "flags of realpeer",
     "flags of realpeer routing",
     "flags of realpeer doctor",
+    "flags of realpeer setup",
     "flags of realpeer ctl",
     "flags of realpeer ban-relay",
     "keys of the process",
