@@ -22,6 +22,10 @@ fn connections(criterion: &mut Criterion, host: &Host) {
     for (way, name) in Way::BOTH {
         group.bench_function(name, |b| b.iter(|| one(&relayed, way)));
     }
+    let inside = Relayed::start_inside(host);
+    group.bench_function("realpeer -target-netns", |b| {
+        b.iter(|| one(&inside, Way::Inside));
+    });
 }
 
 /// One thread plays both the client and the backend, for they take turns.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use realpeer::addr::{ClientAddr, TargetAddr};
 use realpeer::routing::Marks;
-use realpeer::upstream::{Asking, Kind, Options, SourcePort, connect, failure};
+use realpeer::upstream::{Asking, Kind, Options, Place, SourcePort, connect, failure};
 use tokio::io::AsyncReadExt;
 
 #[tokio::main(flavor = "current_thread")]
@@ -38,11 +38,10 @@ async fn connect_as(
 ) -> Result<tokio::net::TcpStream, Box<dyn Error>> {
     let options = Options {
         // Only the way `mark` of the routing needs marks.
-        marks: Arc::new(Marks::default()),
+        place: Place::here(Arc::new(Marks::default()), Arc::new(Asking::new()?)),
         mark: None,
         source_port: SourcePort::Keep,
         keepalive: None,
-        asking: Arc::new(Asking::new()?),
     };
     let connecting = connect(client, target, Kind::Stream, &options)?;
     let stream = tokio::net::TcpStream::from_std(TcpStream::from(connecting.socket))?;

@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let wildcard = target.ip().is_unspecified();
     let need = Need {
         target,
+        netns: None,
         given: true,
         way: choose(protocol, place(target.ip()), wildcard),
         mark: None,

@@ -10,6 +10,7 @@ use crate::addr::{ClientAddr, PeerAddr};
 use crate::bans::{Banned, Bans};
 use crate::claims::Claims;
 use crate::config::{ListenerConfig, Untrusted};
+use crate::namespaces::Namespace;
 use crate::networks::Networks;
 use crate::refusal::Refusal;
 
@@ -90,6 +91,12 @@ impl Admission {
             clients: ClientRules::load(config)?,
             bans,
         })
+    }
+
+    /// The same for targets in that namespace.
+    pub fn inside(mut self, namespace: Option<Arc<Namespace>>) -> Admission {
+        self.claims = self.claims.inside(namespace);
+        self
     }
 
     /// May this peer speak at all, and for whom?

@@ -33,6 +33,7 @@ use crate::listeners::{Listeners, Prepared};
 use crate::listening::Broken;
 use crate::log;
 use crate::metrics;
+use crate::namespaces::{Gate, Namespaces, here};
 use crate::proxy::{Proxy, Worker};
 use crate::report::Volume;
 use crate::routing;
@@ -59,17 +60,19 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         // What is wrong with the rest then goes to the log.
         Source::Flags(drafts) => {
             let process = &config::process(drafts.0.clone());
-            become_user(process)?;
+            become_user(process, drafts.1.target_netns.is_some())?;
             start_log(process, stderr)?;
             source.read()?
         }
         Source::File { .. } => {
             let config = source.read()?;
-            become_user(&config.process)?;
+            become_user(&config.process, config.enters_namespaces())?;
             start_log(&config.process, stderr)?;
             config
         }
     };
+    // It keeps the capabilities by which namespaces are entered; the sandbox takes them from this thread.
+    let gate = Gate::open(&config)?;
     // A signal that comes during the start is honoured when the start is done.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
@@ -114,7 +117,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
     }
     let inherited = heir.as_mut().and_then(|heir| heir.control.take());
     let control = control::bind(&config.process, inherited)?;
-    let routing = install_routing(&config, heir.as_mut()).await?;
+    let (routing, namespaces) = install_routing(&config, heir.as_mut(), gate, &proxy).await?;
     doctor::warn_at_start(&config).await;
     // Netlink connections of the start are closed by tasks of their own: no descriptor is missing
     // when connections come.
@@ -140,6 +143,7 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         Arc::clone(&proxy),
         routing.handle(),
         activated,
+        Arc::clone(&namespaces),
     )
     .await;
     if let Some(heir) = heir {
@@ -177,8 +181,14 @@ pub async fn run(source: Source, environment: Environment) -> Result<()> {
         tracing::info!(restored, "routing was put back while the proxy ran");
     }
     match &result {
-        Ok(End::Succeeded) => routing.leave().await,
-        _ => routing.remove().await,
+        Ok(End::Succeeded) => {
+            routing.leave().await;
+            namespaces.leave().await;
+        }
+        _ => {
+            routing.remove().await;
+            namespaces.stop().await;
+        }
     }
     result.map(|_| ())
 }
@@ -194,16 +204,27 @@ async fn predecessor(given: Option<(OwnedFd, OwnedFd)>) -> Result<(Option<Heir>,
     }
 }
 
-async fn install_routing(config: &Config, heir: Option<&mut Heir>) -> Result<routing::Installed> {
+/// Puts in the routing of all targets, on this host and in the namespaces of others.
+async fn install_routing(
+    config: &Config,
+    heir: Option<&mut Heir>,
+    gate: Option<Gate>,
+    proxy: &Arc<Proxy>,
+) -> Result<(routing::Installed, Arc<Namespaces>)> {
     let mut targets = config.route_targets();
-    let mut inherited = None;
+    let (mut inherited, mut inside) = (None, Vec::new());
     if let Some(heir) = heir {
         let old = heir.targets.iter().filter(|old| !targets.contains(old));
         let old: Vec<_> = old.cloned().collect();
         targets.extend(old);
         inherited = heir.routing.take();
+        inside = std::mem::take(&mut heir.inside);
     }
-    routing::install(&targets, config.process.routing, inherited).await
+    let routing = config.process.routing;
+    let installed = routing::install(&here(&targets), routing, inherited).await?;
+    let namespaces = Namespaces::new(gate, &config.process, proxy, inside);
+    namespaces.keep(&targets).await;
+    Ok((installed, Arc::new(namespaces)))
 }
 
 /// Takes over what the old process had until now, and serves when this returns. Tells the ways to
@@ -299,6 +320,7 @@ impl Serving<'_> {
         if let Some(succeeded) = succeeded {
             self.starter = None;
             self.metrics = None;
+            listeners.namespaces().rest();
             finish(succeeded, &self.office, signals).await;
             // Those who ask for metrics at this moment have their answer, or run out of time.
             while pages.join_next().await.is_some() {}
@@ -439,7 +461,7 @@ fn start_log(process: &Process, stderr: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// As `-user` says. What is written then belongs to that user.
-fn become_user(process: &Process) -> Result<()> {
+fn become_user(process: &Process, enters_namespaces: bool) -> Result<()> {
     let Some(user) = &process.user else {
         return Ok(());
     };
@@ -450,7 +472,7 @@ fn become_user(process: &Process) -> Result<()> {
     });
     let bans = bans_file(process).map(|file| Written { file, mode: 0o700 });
     let writes: Vec<_> = lock.into_iter().chain(bans).collect();
-    sandbox::become_user(user, &writes).context("-user")
+    sandbox::become_user(user, &writes, enters_namespaces).context("-user")
 }
 
 /// Tells systemd the counts, and that the workers turn.

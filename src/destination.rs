@@ -13,6 +13,8 @@ use crate::refusal::Refusal;
 pub struct Destinations {
     targets: Targets,
     dynamic: bool,
+    /// Targets are in another network namespace, whose addresses are not this host's.
+    elsewhere: bool,
     listen: Vec<SocketAddr>,
 }
 
@@ -22,6 +24,7 @@ impl Destinations {
         Destinations {
             targets: config.targets,
             dynamic: config.dynamic_destination,
+            elsewhere: config.target_netns.is_some(),
             listen,
         }
     }
@@ -78,6 +81,9 @@ impl Destinations {
     }
 
     fn is_listener(&self, target: TargetAddr, is_local: impl Fn(IpAddr) -> bool) -> bool {
+        if self.elsewhere {
+            return false;
+        }
         let mut listen = self.listen.iter();
         listen.any(|addr| leads_to(target.0, *addr, &is_local))
     }
@@ -123,6 +129,7 @@ mod tests {
                 v6_given: true,
             },
             dynamic,
+            elsewhere: false,
             listen: vec![listen.parse().unwrap()],
         }
     }

@@ -33,6 +33,8 @@
 //!   of its own; [`protected`] says whom neither may ban.
 //! - [`systemd`] hears how the process is, [`metrics`] tells it to whoever asks over HTTP. Lines of the
 //!   [`log`] go out by a thread of their own; what commands print goes through [`output`].
+//! - Targets in another network namespace are reached by sockets that the threads of [`namespaces`] make
+//!   there.
 //! - [`sandbox`] takes away what the process does not need. At an upgrade the [`starter`], forked before
 //!   that, executes a new process, which takes over by [`handover`]; its listeners find their sockets
 //!   among the [`sockets`] that it was given.
@@ -70,6 +72,7 @@ pub(crate) mod listening;
 pub(crate) mod lock_file;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod namespaces;
 pub(crate) mod networks;
 pub(crate) mod output;
 pub mod program;

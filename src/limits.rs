@@ -4,6 +4,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::{Config, Protocol};
 use crate::metrics;
+use crate::namespaces::DESCRIPTORS;
 use crate::tcp;
 
 /// Descriptors that are not connections: standard streams, runtimes, signals, netlink, logs.
@@ -46,9 +47,17 @@ pub fn carried(config: &Config, limit: usize) -> usize {
             .sum::<usize>()
     };
     let (tcp, udp) = (sockets(Protocol::Tcp), sockets(Protocol::Udp));
+    let mut namespaces: Vec<_> = config
+        .listeners
+        .iter()
+        .filter_map(|listener| listener.target_netns.as_ref())
+        .collect();
+    namespaces.sort_unstable();
+    namespaces.dedup();
+    let inside = namespaces.len() * DESCRIPTORS;
     // Its socket, and its clients.
     let metrics = config.process.metrics.map_or(0, |_| 1 + metrics::CLIENTS);
-    let rest = limit.saturating_sub(RESERVED + metrics + 4 * workers + tcp + 3 * udp);
+    let rest = limit.saturating_sub(inside + RESERVED + metrics + 4 * workers + tcp + 3 * udp);
     let carried = match tcp {
         0 => rest,
         _ => {

@@ -20,6 +20,7 @@ use crate::destination::Destinations;
 use crate::handover::message::{Activated, Place};
 use crate::listening::{Bound, Broken, Listening, cannot_listen};
 use crate::log;
+use crate::namespaces::{Namespaces, here};
 use crate::proxy::Proxy;
 use crate::report::Reporter;
 use crate::routing;
@@ -201,6 +202,7 @@ pub struct Listeners {
     source: Source,
     routing: routing::Handle,
     activated: Vec<Activated>,
+    namespaces: Arc<Namespaces>,
     broken: mpsc::UnboundedSender<Broken>,
     /// One reload at a time, so that what was read last is what is put in place last.
     reloading: Mutex<()>,
@@ -250,6 +252,7 @@ impl Listeners {
         proxy: Arc<Proxy>,
         routing: routing::Handle,
         activated: Vec<Activated>,
+        namespaces: Arc<Namespaces>,
     ) -> (Listeners, mpsc::UnboundedReceiver<Broken>) {
         let (broken, breaks) = mpsc::unbounded_channel();
         let listeners = Listeners {
@@ -257,6 +260,7 @@ impl Listeners {
             source,
             routing,
             activated,
+            namespaces,
             broken,
             reloading: Mutex::default(),
             reloads: Reloads::default(),
@@ -336,11 +340,12 @@ impl Listeners {
             sandbox.check(&config)?;
         }
         let new = config.route_targets();
-        self.routing.check(&new).await?;
+        self.namespaces.admit(&config)?;
+        self.routing.check(&here(&new)).await?;
         let mut none = Sockets::default();
         let prepared = Prepared::beside(&held, config, &self.proxy, &mut none)?;
         state.outdate(&new);
-        self.routing.keep(state.needed(new)).await;
+        self.keep(state.needed(new)).await;
         if state.config.process.verbosity != prepared.config.process.verbosity {
             self.set_verbosity(prepared.config.process.verbosity);
         }
@@ -367,8 +372,14 @@ impl Listeners {
         });
         if state.stale.len() < count {
             let needed = state.needed(state.config.route_targets());
-            self.routing.keep(needed).await;
+            self.keep(needed).await;
         }
+    }
+
+    /// Keeps the routing of these targets, wherever they are.
+    async fn keep(&self, targets: Vec<RouteTarget>) {
+        self.namespaces.keep(&targets).await;
+        self.routing.keep(here(&targets)).await;
     }
 
     async fn put_in_place(&self, state: &mut State, prepared: Prepared) {
@@ -408,17 +419,24 @@ impl Listeners {
                 .filter(|bound| bound.protocol == listener.protocol);
             let listen = ours.map(|bound| bound.addr).collect();
             let record = self.record(&mut state.records, listener);
+            let netns = listener.target_netns.as_ref();
+            let namespace = netns.and_then(|netns| self.namespaces.get(netns));
             Arc::new(Service {
                 destinations: Destinations::new(listener, listen),
                 upstream: upstream::Options {
-                    marks: self.routing.marks(),
+                    place: match namespace.clone() {
+                        Some(namespace) => upstream::Place::within(namespace),
+                        None => upstream::Place::here(
+                            self.routing.marks(),
+                            Arc::clone(&self.proxy.asking),
+                        ),
+                    },
                     mark: listener.mark,
                     source_port: listener.source_port,
                     keepalive: listener.keepalive,
-                    asking: Arc::clone(&self.proxy.asking),
                 },
                 config: Arc::clone(listener),
-                admission,
+                admission: admission.inside(namespace),
                 record,
                 proxy: Arc::clone(&self.proxy),
             })
@@ -479,6 +497,11 @@ impl Listeners {
     /// How often the configuration was read again.
     pub fn reloads(&self) -> &Reloads {
         &self.reloads
+    }
+
+    /// The other network namespaces that targets are in.
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
     }
 
     /// The policy routing of the targets.

@@ -144,6 +144,7 @@ impl Refusal {
             Refusal::Drained => Count::Drained,
             Refusal::TargetIsListener(_) => Count::TargetIsListener,
             Refusal::BadDestination(_) => Count::BadDestination,
+            Refusal::Upstream(UpstreamError::TargetGone { .. }) => Count::TargetGone,
             Refusal::Upstream(_) => Count::UpstreamFailed,
         }
     }

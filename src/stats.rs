@@ -79,6 +79,8 @@ counts! {
     FlowEvicted => "flowEvicted",
     /// Times the listener had to wait for descriptors or memory.
     AcceptFailed => "acceptFailed",
+    /// Connections and flows to a network namespace that is gone.
+    TargetGone => "targetGone",
 }
 
 impl Count {
@@ -100,6 +102,7 @@ impl Count {
         Count::TargetIsListener,
         Count::BadDestination,
         Count::UpstreamFailed,
+        Count::TargetGone,
     ];
 }
 

@@ -5,14 +5,13 @@
 //!
 //! use realpeer::addr::{ClientAddr, TargetAddr};
 //! use realpeer::routing::Marks;
-//! use realpeer::upstream::{Asking, Kind, Options, SourcePort, UpstreamError, connect};
+//! use realpeer::upstream::{Asking, Kind, Options, Place, SourcePort, UpstreamError, connect};
 //!
 //! let options = Options {
-//!     marks: Arc::new(Marks::default()),
+//!     place: Place::here(Arc::new(Marks::default()), Arc::new(Asking::new()?)),
 //!     mark: None,
 //!     source_port: SourcePort::Keep,
 //!     keepalive: None,
-//!     asking: Arc::new(Asking::new()?),
 //! };
 //! let client = ClientAddr("203.0.113.9:51234".parse()?);
 //! let target = TargetAddr("127.0.0.1:22".parse()?);
@@ -35,6 +34,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::addr::{ClientAddr, TargetAddr};
 pub use crate::config::SourcePort;
+use crate::namespaces::{Inside, Namespace};
 use crate::routing::Marks;
 use crate::sys;
 
@@ -44,21 +44,103 @@ const SYN_COUNT: i32 = 2;
 /// What upstream sockets have in common.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// SO_MARK by the target, where the routing needs one.
-    pub marks: Arc<Marks>,
+    /// Where targets are.
+    pub place: Place,
     /// SO_MARK of every socket (`-mark`).
     pub mark: Option<u32>,
     /// About the claimed source port.
     pub source_port: SourcePort,
     /// As `sys::socket::set_keepalive`.
     pub keepalive: Option<Duration>,
-    /// Asks the kernel about addresses.
-    pub asking: Arc<Asking>,
 }
 
-impl Options {
+/// The network that sockets are opened in.
+#[derive(Clone, Debug)]
+pub struct Place(Network);
+
+#[derive(Clone, Debug)]
+enum Network {
+    /// This host's own.
+    Here(Arc<Marks>, Arc<Asking>),
+    /// Another namespace, while it is there.
+    Inside(Arc<Namespace>),
+}
+
+/// A place that is there.
+enum Open<'a> {
+    Here(&'a Marks, &'a Asking),
+    Inside(Arc<Inside>),
+}
+
+impl Place {
+    /// This host's own network. `marks` has the SO_MARK of each target, where the routing needs one;
+    /// `asking` asks the kernel about addresses.
+    pub fn here(marks: Arc<Marks>, asking: Arc<Asking>) -> Place {
+        Place(Network::Here(marks, asking))
+    }
+
+    /// Another network namespace.
+    pub(crate) fn within(namespace: Arc<Namespace>) -> Place {
+        Place(Network::Inside(namespace))
+    }
+
+    /// What holds the routing of another namespace in place, for a socket there. Fails while the
+    /// namespace is gone.
+    pub(crate) fn inside(&self) -> Result<Option<Arc<Inside>>, UpstreamError> {
+        Ok(self.open()?.into_inside())
+    }
+
+    fn open(&self) -> Result<Open<'_>, UpstreamError> {
+        match &self.0 {
+            Network::Here(marks, asking) => Ok(Open::Here(marks, asking)),
+            Network::Inside(namespace) => match namespace.inside() {
+                Ok(inside) => Ok(Open::Inside(inside)),
+                Err(reason) => Err(UpstreamError::TargetGone {
+                    netns: namespace.netns.to_string(),
+                    reason,
+                }),
+            },
+        }
+    }
+}
+
+impl Open<'_> {
+    fn into_inside(self) -> Option<Arc<Inside>> {
+        match self {
+            Open::Here(..) => None,
+            Open::Inside(inside) => Some(inside),
+        }
+    }
+
+    /// A non-blocking socket there.
+    fn socket(&self, domain: Domain, transport: Type) -> io::Result<Socket> {
+        let protocol = match transport {
+            Type::STREAM => Protocol::TCP,
+            _ => Protocol::UDP,
+        };
+        match self {
+            Open::Here(..) => Socket::new(domain, transport.nonblocking(), Some(protocol)),
+            Open::Inside(inside) => inside.sockets.take(domain, transport),
+        }
+    }
+
+    fn asking(&self) -> &Asking {
+        match self {
+            Open::Here(_, asking) => asking,
+            Open::Inside(inside) => &inside.asking,
+        }
+    }
+
     fn mark(&self, target: TargetAddr) -> Option<u32> {
-        self.mark.or_else(|| self.marks.of(target.ip()))
+        let inside = match self {
+            Open::Here(marks, _) => return marks.of(target.ip()),
+            Open::Inside(inside) => inside,
+        };
+        inside.marks.of_place(target.ip(), || {
+            let any_port = SocketAddr::new(target.ip(), 0);
+            let socket = self.socket(Domain::for_address(any_port), Type::DGRAM);
+            socket.is_ok_and(|socket| socket.bind(&any_port.into()).is_ok())
+        })
     }
 }
 
@@ -70,7 +152,7 @@ pub struct Asking(Socket);
 impl Asking {
     /// Fails when there can be no socket.
     pub fn new() -> io::Result<Asking> {
-        let asking = asking_socket()?;
+        let asking = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         // It keeps the source address of its first question, which need not stay this host's. Who
         // may not claim addresses is told so by the first connection.
         let _ = asking.set_ip_transparent_v4(true);
@@ -97,6 +179,8 @@ pub struct Connecting {
     pub socket: OwnedFd,
     /// The claimed port was taken, so the kernel chose a free one.
     pub port_replaced: bool,
+    /// The namespace that it is in, if not this host's own: to be held as long as the socket.
+    pub(crate) inside: Option<Arc<Inside>>,
 }
 
 /// Why the backend could not be reached in the client's name.
@@ -142,6 +226,14 @@ pub enum UpstreamError {
     /// The backend's host answered with a reset.
     #[error("the backend {0} refused the connection: is it running, and on that address?")]
     Refused(TargetAddr),
+    /// The network namespace of the targets is gone.
+    #[error("the network namespace of the targets, {netns}, is gone: {reason}")]
+    TargetGone {
+        /// As it was asked for.
+        netns: String,
+        /// Why.
+        reason: Arc<str>,
+    },
     /// Anything else.
     #[error("cannot connect to the backend {target} as {client}: {source}")]
     Failed {
@@ -161,27 +253,26 @@ pub fn connect(
     kind: Kind,
     options: &Options,
 ) -> Result<Connecting, UpstreamError> {
+    let place = options.place.open()?;
     let any_port = ClientAddr((client.ip(), 0).into());
     let first = if options.source_port == SourcePort::Any {
         any_port
     } else {
         client
     };
-    match attempt(first, target, kind, options) {
+    let (socket, port_replaced) = match attempt(first, target, kind, options, &place) {
         Err(UpstreamError::PortTaken(_))
             if options.source_port == SourcePort::Keep && first.0.port() != 0 =>
         {
-            let socket = attempt(any_port, target, kind, options)?;
-            Ok(Connecting {
-                socket,
-                port_replaced: true,
-            })
+            (attempt(any_port, target, kind, options, &place)?, true)
         }
-        result => result.map(|socket| Connecting {
-            socket,
-            port_replaced: false,
-        }),
-    }
+        result => (result?, false),
+    };
+    Ok(Connecting {
+        socket,
+        port_replaced,
+        inside: place.into_inside(),
+    })
 }
 
 /// What an error of a connection on its way means.
@@ -212,8 +303,9 @@ fn attempt(
     target: TargetAddr,
     kind: Kind,
     options: &Options,
+    place: &Open<'_>,
 ) -> Result<OwnedFd, UpstreamError> {
-    let claimed = claiming_socket(source, target, kind, options);
+    let claimed = claiming_socket(source, target, kind, options, place);
     let socket = claimed.map_err(|e| match e.raw_os_error() {
         Some(libc::EPERM) => UpstreamError::NotPermitted,
         _ => failure(source, target, e),
@@ -232,7 +324,7 @@ fn attempt(
         }
         _ => {}
     }
-    match is_as_claimed(&socket, source, kind, options) {
+    match is_as_claimed(&socket, source, kind, place) {
         Ok(true) => Ok(socket.into()),
         Ok(false) => Err(UpstreamError::NotAsClaimed(source)),
         Err(e) => Err(failure(source, target, e)),
@@ -247,7 +339,7 @@ fn is_as_claimed(
     socket: &Socket,
     source: ClientAddr,
     kind: Kind,
-    options: &Options,
+    place: &Open<'_>,
 ) -> io::Result<bool> {
     let own = socket.local_addr()?.as_socket();
     let same = own.is_some_and(|own| {
@@ -256,23 +348,23 @@ fn is_as_claimed(
     Ok(match kind {
         Kind::Stream => same,
         // A UDP socket tells what it was bound to, not what it sends from.
-        Kind::Datagram { .. } => same && !is_group(source.ip(), &options.asking.0)?,
+        Kind::Datagram { .. } => same && !is_group(source.ip(), place)?,
     })
 }
 
 /// Whether the kernel takes `ip` for more than one host.
-fn is_group(ip: IpAddr, asking: &Socket) -> io::Result<bool> {
+fn is_group(ip: IpAddr, place: &Open<'_>) -> io::Result<bool> {
     let IpAddr::V4(v4) = ip else {
         return Ok(ip.is_multicast());
     };
     if v4.is_multicast() || v4.is_broadcast() {
         return Ok(true);
     }
-    if !is_forbidden(asking, v4) {
+    if !is_forbidden(&place.asking().0, v4) {
         return Ok(false);
     }
     // A route of the type prohibit answers the same, but with SO_BROADCAST, too.
-    let asking = asking_socket()?;
+    let asking = place.socket(Domain::IPV4, Type::DGRAM)?;
     if !is_forbidden(&asking, v4) {
         return Ok(false);
     }
@@ -287,29 +379,25 @@ fn is_forbidden(asking: &Socket, ip: Ipv4Addr) -> bool {
     result.is_err_and(|e| e.raw_os_error() == Some(libc::EACCES))
 }
 
-fn asking_socket() -> io::Result<Socket> {
-    Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))
-}
-
 /// A socket that may bind to an address that is not this host's.
 fn claiming_socket(
     source: ClientAddr,
     target: TargetAddr,
     kind: Kind,
     options: &Options,
+    place: &Open<'_>,
 ) -> io::Result<Socket> {
-    let (transport, protocol) = match kind {
-        Kind::Stream => (Type::STREAM, Protocol::TCP),
-        Kind::Datagram { .. } => (Type::DGRAM, Protocol::UDP),
+    let transport = match kind {
+        Kind::Stream => Type::STREAM,
+        Kind::Datagram { .. } => Type::DGRAM,
     };
-    let domain = Domain::for_address(source.0);
-    let socket = Socket::new(domain, transport.nonblocking(), Some(protocol))?;
+    let socket = place.socket(Domain::for_address(source.0), transport)?;
     if source.0.is_ipv4() {
         socket.set_ip_transparent_v4(true)?;
     } else {
         socket.set_ip_transparent_v6(true)?;
     }
-    if let Some(mark) = options.mark(target) {
+    if let Some(mark) = options.mark.or_else(|| place.mark(target)) {
         socket.set_mark(mark)?;
     }
     match kind {

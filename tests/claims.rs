@@ -145,11 +145,13 @@ fn a_socket_that_sends_from_another_address_than_its_claim_is_none() {
     let _backend = Backend::listen(&server, "127.0.0.1:9000");
     let asking = server.enter(upstream::Asking::new);
     let options = upstream::Options {
-        marks: Marks::default().into(),
+        place: upstream::Place::here(
+            Marks::default().into(),
+            asking.expect("a socket to ask with").into(),
+        ),
         mark: None,
         source_port: SourcePort::Keep,
         keepalive: None,
-        asking: asking.expect("a socket to ask with").into(),
     };
     let connect = |client: &str, kind| {
         let target = TargetAddr(addr("127.0.0.1:9000"));

@@ -17,6 +17,8 @@ use crate::support::{Host, Program, Running, addr};
 /// Where the proxy listens, and its target.
 pub const PROXY: &str = "127.0.0.1:8000";
 pub const BACKEND: &str = "127.0.0.1:9000";
+/// Where the proxy for the target in another namespace listens.
+pub const PROXY_INSIDE: &str = "127.0.0.1:8001";
 
 /// Runs a benchmark with its threads inside a private network.
 pub fn run(benchmark: fn(&mut Criterion, &Host)) {
@@ -64,6 +66,8 @@ pub enum Way {
     Direct,
     /// Through realpeer.
     Proxied,
+    /// Through realpeer to a backend in another network namespace.
+    Inside,
 }
 
 impl Way {
@@ -71,6 +75,9 @@ impl Way {
     pub const BOTH: [(Way, &'static str); 2] =
         [(Way::Direct, "direct"), (Way::Proxied, "realpeer")];
 }
+
+/// Where the bench's host finds its other namespace.
+const NETNS: &str = "/run/inside";
 
 /// realpeer before a backend that the benchmark plays. Lives inside the namespace.
 pub struct Relayed {
@@ -92,6 +99,19 @@ impl Relayed {
         Relayed { listener, proxy }
     }
 
+    /// As `start`, with the backend in a network namespace of its own.
+    pub fn start_inside(host: &Host) -> Relayed {
+        let inside = private_network();
+        host.name_netns(NETNS, &inside);
+        let listener = inside.enter(|| TcpListener::bind(BACKEND).expect("listen as the backend"));
+        let flags = ["-l", PROXY_INSIDE, "-4", BACKEND, "-target-netns", NETNS];
+        let proxy = Program::Realpeer.start(host, &flags);
+        Relayed {
+            listener,
+            _proxy: proxy,
+        }
+    }
+
     /// Connects as a new client, sends `first` behind the header if there is one, and returns the
     /// client's and the backend's end.
     pub fn connect(&self, way: Way, first: &[u8]) -> (TcpStream, TcpStream) {
@@ -105,11 +125,15 @@ impl Relayed {
         way: Way,
         first: &[u8],
     ) -> (TcpStream, TcpStream) {
-        let to: SocketAddr = addr(if way == Way::Direct { BACKEND } else { PROXY });
+        let to: SocketAddr = addr(match way {
+            Way::Direct => BACKEND,
+            Way::Proxied => PROXY,
+            Way::Inside => PROXY_INSIDE,
+        });
         let near = client::dial(to).expect("connect");
         let mut opening = match way {
             Way::Direct => Vec::new(),
-            Way::Proxied => client::header_v1(claimed),
+            Way::Proxied | Way::Inside => client::header_v1(claimed),
         };
         opening.extend_from_slice(first);
         client::send(&near, &opening);

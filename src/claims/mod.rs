@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use crate::addr::{ClientAddr, PeerAddr};
+use crate::namespaces::Namespace;
 use crate::networks::Networks;
 
 pub use host::Host;
@@ -23,6 +24,8 @@ pub struct Claims {
     allowed: Networks,
     // Read for each datagram: a lock would be shared by all workers.
     host: Arc<ArcSwap<Host>>,
+    /// Where targets are, if not on this host: the addresses there are as odd.
+    inside: Option<Arc<Namespace>>,
 }
 
 /// What is odd about an address, so that not everybody may claim it.
@@ -54,7 +57,14 @@ impl Claims {
         Claims {
             allowed: allowed.iter().copied().collect(),
             host,
+            inside: None,
         }
+    }
+
+    /// The same for targets in that namespace.
+    pub fn inside(mut self, namespace: Option<Arc<Namespace>>) -> Claims {
+        self.inside = namespace;
+        self
     }
 
     /// Whether this peer may claim that client; `named` tells whether `-allowed-subnets` names it.
@@ -66,7 +76,8 @@ impl Claims {
         named: impl FnOnce() -> bool,
     ) -> Result<(), Oddity> {
         let host = self.host.load();
-        let Some(oddity) = oddity(client.ip(), &host) else {
+        let inside = |ip| self.inside.as_ref()?.addresses(|there| oddity(ip, there))?;
+        let Some(oddity) = oddity(client.ip(), &host).or_else(|| inside(client.ip())) else {
             return Ok(());
         };
         let fine = match oddity {

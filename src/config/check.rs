@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::choice::Untrusted;
 use super::draft::{CrowdsecDraft, ListenerDraft, ProcessDraft};
+use super::netns::TargetNetns;
 use super::value::{HostPort, Words};
 use super::{Config, Crowdsec, ListenerConfig, Process, Targets};
 use crate::networks::NetworkList;
@@ -137,6 +138,16 @@ fn listener(
             "serve needs allowed-subnets: without it every peer is trusted, and a header is expected of it".into(),
         );
     }
+    let mut target_netns = draft.target_netns;
+    if let Some(path) = draft.docker_socket {
+        match &mut target_netns {
+            Some(TargetNetns::Container { socket, .. }) => *socket = path,
+            _ => note(
+                "docker-socket",
+                "it has a meaning only with target-netns docker:NAME or podman:NAME".into(),
+            ),
+        }
+    }
     Some(ListenerConfig {
         name: draft.name,
         label: draft.label,
@@ -150,6 +161,7 @@ fn listener(
             v4_given: draft.v4_given,
             v6_given: draft.v6_given,
         },
+        target_netns,
         dynamic_destination: draft.dynamic_destination,
         mark: (draft.mark != 0).then_some(draft.mark),
         allowed_subnets: draft.allowed_subnets,
@@ -258,6 +270,10 @@ fn refuse_loops(
     all: &[Checked],
     note: &mut impl FnMut(&'static str, String),
 ) {
+    // Its targets are elsewhere; a namespace that is this host's own is refused when it is entered.
+    if listener.target_netns.is_some() {
+        return;
+    }
     let flags = ["4", "6"];
     for ((target, given), flag) in listener.targets.each().into_iter().zip(flags) {
         if !given {
@@ -303,6 +319,9 @@ fn way_back(target: SocketAddr, listener: &ListenerConfig, all: &[Checked]) -> O
             continue;
         }
         seen.push(next);
+        if next.target_netns.is_some() {
+            continue;
+        }
         let targets = next.targets.each().into_iter();
         ahead.extend(targets.filter_map(|(target, _)| reached(target)));
     }

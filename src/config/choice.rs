@@ -224,7 +224,8 @@ impl Parts {
         landlock: true,
     };
 
-    const NONE: Parts = Parts {
+    /// None of them.
+    pub const NONE: Parts = Parts {
         capabilities: false,
         seccomp: false,
         landlock: false,

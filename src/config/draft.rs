@@ -12,6 +12,7 @@ use super::choice::{
     Choice, Control, LogFormat, Parts, Protocol, Routing, RoutingMode, SourcePort, UdpHeader,
     Untrusted, Verbosity,
 };
+use super::netns::TargetNetns;
 use super::value::{self, Addresses, HostPort, Rate, Words};
 use crate::networks::NetworkList;
 
@@ -293,6 +294,27 @@ pub struct ListenerDraft {
     /// How replies are brought back: auto (depends on the target), loopback, mark, socket or udp-port
     #[arg(long = "routing-mode", value_name = "WAY", default_value = "auto", value_parser = RoutingMode::read)]
     pub routing_mode: RoutingMode,
+
+    /// Network namespace that -4 and -6 are addresses in: PATH of a namespace file, pid:N,
+    /// docker:NAME or podman:NAME (default: this host's own)
+    ///
+    /// Sockets are opened there and the routing is kept there, by threads of their own; this host's routing
+    /// is left alone. A container is followed by the engine's events when it is restarted or created again,
+    /// a process until it ends. Symbolic links in PATH are not followed, and this host's own namespace is
+    /// refused. While the namespace is gone, clients are refused with the reason and counted as targetGone.
+    ///
+    /// It takes CAP_SYS_ADMIN and, but for PATH, CAP_SYS_PTRACE, which only the thread that enters keeps:
+    /// realpeer.service.d/containers.conf is the drop-in for the unit. A reload cannot add the first
+    /// namespace, for without one these are given up at the start.
+    ///
+    /// A rootless engine works if realpeer runs as root and -docker-socket names the engine's socket.
+    #[arg(long = "target-netns", value_name = "NETNS", value_parser = TargetNetns::read, verbatim_doc_comment)]
+    pub target_netns: Option<TargetNetns>,
+
+    /// Socket of the engine's API for docker:NAME and podman:NAME (default: /run/docker.sock,
+    /// /run/podman/podman.sock)
+    #[arg(long = "docker-socket", value_name = "PATH", verbatim_doc_comment)]
+    pub docker_socket: Option<PathBuf>,
 
     /// What it is called.
     #[arg(skip)]

@@ -13,6 +13,7 @@ mod choice;
 mod draft;
 mod file;
 mod keys;
+mod netns;
 mod text;
 mod value;
 
@@ -32,6 +33,7 @@ pub use choice::{
 pub use draft::{BOOLEAN, CrowdsecDraft, ListenerDraft, ProcessDraft};
 pub use file::{BadFile, load, understand};
 pub use keys::{Kind, fits, key, kind};
+pub use netns::{Engine, TargetNetns};
 pub use text::{from_flags, good, in_force};
 pub use value::{Addresses, HostPort, Rate};
 pub(crate) use value::{
@@ -164,6 +166,8 @@ pub struct ListenerConfig {
     pub listen_transparent: bool,
     /// The backends.
     pub targets: Targets,
+    /// Where they are (`-target-netns`); `None` for this host's own network.
+    pub target_netns: Option<TargetNetns>,
     /// Go to the destination that the header names (`-dynamic-destination`).
     pub dynamic_destination: bool,
     /// SO_MARK of upstream sockets (`-mark`); `None` leaves them unmarked.
@@ -231,9 +235,17 @@ pub struct RouteTarget {
     pub mark: Option<u32>,
     /// How its replies shall come back.
     pub mode: RoutingMode,
+    /// Where it is; `None` for this host's own network.
+    pub netns: Option<TargetNetns>,
 }
 
 impl Config {
+    /// Whether targets are in network namespaces that are not this host's own.
+    pub fn enters_namespaces(&self) -> bool {
+        let mut listeners = self.listeners.iter();
+        listeners.any(|listener| listener.target_netns.is_some())
+    }
+
     /// The files that it names: a reload reads them again.
     pub fn lists(&self) -> impl Iterator<Item = &Path> {
         let lists = self.listeners.iter().flat_map(|listener| {
@@ -287,6 +299,7 @@ impl ListenerConfig {
             protocol: self.protocol,
             mark: self.mark,
             mode: self.routing_mode,
+            netns: self.target_netns.clone(),
         };
         let mut all: Vec<RouteTarget> = Vec::new();
         all.extend(

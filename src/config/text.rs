@@ -11,6 +11,7 @@ use toml::Value;
 use super::choice::{Choice, Control, Protocol};
 use super::draft::{CrowdsecDraft, ListenerDraft, ProcessDraft};
 use super::keys::{Kind, fits, key, kind};
+use super::netns::TargetNetns;
 use super::value::{Rate, addresses, allow_claims, boolean, integer};
 use super::{Config, Crowdsec, ListenerConfig, Process};
 use crate::networks::NetworkList;
@@ -214,6 +215,21 @@ fn of_listener(listener: &ListenerConfig) -> Vec<Row> {
         ("udp-header", Ok(text(listener.udp_header.word()))),
         ("max-flows", listener.max_flows.map_or(Err(CARRIED), number)),
         ("routing-mode", Ok(text(listener.routing_mode.word()))),
+        (
+            "target-netns",
+            listener
+                .target_netns
+                .as_ref()
+                .map(|netns| text(&netns.to_string()))
+                .ok_or("this host's own"),
+        ),
+        (
+            "docker-socket",
+            match &listener.target_netns {
+                Some(TargetNetns::Container { socket, .. }) => Ok(file(socket)),
+                _ => Err("no container is named"),
+            },
+        ),
     ];
     let fitting = |(flag, _): &Row| fits(flag, listener.protocol);
     all.into_iter().filter(fitting).collect()
@@ -386,6 +402,8 @@ max-connections-per-client = 7
 connection-rate-per-client = "100/m"
 source-port = "strict"
 routing-mode = "mark"
+target-netns = "podman:gitea"
+docker-socket = "/run/user/1000/podman/podman.sock"
 "#;
     const TCP: &str = r#"
 [[listener]]

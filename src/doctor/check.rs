@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::outside::printable;
+use super::outside::{printable, quote};
+use crate::config::TargetNetns;
 
 /// The names of all checks, as the manual has them.
-pub const IDS: [&str; 32] = [
+pub const IDS: [&str; 33] = [
     "backend-down",
     "backend-other-address",
     "crowdsec-clock",
@@ -37,6 +38,7 @@ pub const IDS: [&str; 32] = [
     "src-valid-mark",
     "table-in-use",
     "target-default",
+    "target-gone",
     "target-is-listener",
     "target-not-local",
     "udp-wildcard-backend",
@@ -114,6 +116,23 @@ impl Check {
     /// Says which listener it is about.
     pub fn of(mut self, listener: Option<&str>) -> Check {
         self.listener = listener.map(str::to_owned);
+        self
+    }
+
+    /// Says that it is about a target's network namespace, where its command has to run.
+    pub fn inside(mut self, netns: &TargetNetns) -> Check {
+        self.found = format!("in {}: {}", printable(&netns.to_string()), self.found);
+        if !self.run.is_empty() && !self.run.starts_with("realpeer ") {
+            let enter = match netns {
+                TargetNetns::Path(path) => format!("--net={}", quote(&path.to_string_lossy())),
+                TargetNetns::Process(pid) => format!("-t {pid} -n"),
+                TargetNetns::Container { engine, name, .. } => format!(
+                    "-t \"$({} inspect -f '{{{{.State.Pid}}}}' {name})\" -n",
+                    engine.word()
+                ),
+            };
+            self.run = format!("nsenter {enter} -- sh -c {}", quote(&self.run));
+        }
         self
     }
 

@@ -9,7 +9,7 @@ use super::host::{self, Powers};
 use super::running::{self, Running};
 use super::target::Target;
 use super::{Options, listener, loopback, policy, remote, words};
-use crate::config::{Config, ListenerConfig, Routing};
+use crate::config::{Config, ListenerConfig, RouteTarget, Routing};
 use crate::routing::family::Family;
 use crate::routing::kernel::{Foreigner, Kernel};
 use crate::routing::owner::SWITCH_TABLE;
@@ -49,24 +49,25 @@ pub enum Verdict {
 }
 
 impl<'a> Examination<'a> {
-    /// Looks at the host and the targets.
+    /// Looks at the host and the targets, which are in the network namespace of the calling thread.
     pub async fn new(
         config: &'a Config,
         listener: &'a ListenerConfig,
         options: &'a Options,
         at_start: bool,
+        targets: &[RouteTarget],
     ) -> Result<Examination<'a>> {
         let kernel = Kernel::connect()?;
-        let mut targets = Vec::new();
+        let mut found = Vec::new();
         let is_lo_fine = loopback::lo(listener).is_none();
-        for need in survey::needs(&kernel, &listener.route_targets()).await? {
+        for need in survey::needs(&kernel, targets).await? {
             // That is told already, and all else follows from it.
             if !is_lo_fine || (need.family() == Family::V6 && host::is_ipv6_off(need.target.ip())) {
                 continue;
             }
             let target = Target::locate(&kernel, listener.protocol, need).await?;
             let diagnosis = policy::diagnose(&kernel, &target).await?;
-            targets.push((target, diagnosis));
+            found.push((target, diagnosis));
         }
         let switch_table = kernel.foreigner(SWITCH_TABLE).await?;
         let powers = host::powers();
@@ -81,7 +82,7 @@ impl<'a> Examination<'a> {
             options,
             kernel,
             powers,
-            targets,
+            targets: found,
             at_start,
             running: (!at_start)
                 .then(|| running::find(config, listener))
@@ -94,7 +95,10 @@ impl<'a> Examination<'a> {
     /// The process, the host, the listener.
     pub fn surroundings(&self) -> Vec<Check> {
         let config = self.listener;
-        let mut checks = Vec::from_iter(loopback::lo(config));
+        let mut checks = match config.target_netns {
+            None => Vec::from_iter(loopback::lo(config)),
+            Some(_) => Vec::new(),
+        };
         checks.push(host::capabilities(self.powers));
         if !self.at_start {
             // The proxy that starts has it.
@@ -122,7 +126,7 @@ impl<'a> Examination<'a> {
         (target, diagnosis): &(Target, Diagnosis),
     ) -> Result<(Vec<Check>, Verdict)> {
         let (need, here) = (&target.need, target.place != Place::Behind);
-        if here && listener::is_listener(self.listener, need.target) {
+        if here && need.netns.is_none() && listener::is_listener(self.listener, need.target) {
             let check = need
                 .given
                 .then(|| listener::target(self.listener, need.target));

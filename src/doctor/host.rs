@@ -117,7 +117,9 @@ pub fn is_ipv6_off(at: IpAddr) -> bool {
 /// `ipv6-disabled`: only if IPv6 was asked for.
 pub fn ipv6(config: &ListenerConfig) -> Option<Check> {
     const ID: &str = "ipv6-disabled";
-    let target = config.targets.v6_given.then(|| config.targets.v6.into());
+    // A target that is elsewhere needs no IPv6 here.
+    let here = config.targets.v6_given && config.target_netns.is_none();
+    let target = here.then(|| config.targets.v6.into());
     let mut listeners = config.listen.iter().copied();
     let listener = listeners.find(|addr| Family::of(addr.ip()) == Family::V6);
     let wanted: Vec<SocketAddr> = target.into_iter().chain(listener).collect();

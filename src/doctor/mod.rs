@@ -37,9 +37,11 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use tokio::runtime::Runtime;
 
-use crate::config::{Config, ListenerConfig, Routing};
+use crate::config::{Config, ListenerConfig, Routing, TargetNetns};
 use crate::control;
+use crate::namespaces::{here, within};
 use crate::output::print;
 pub use check::{Check, IDS, Status};
 use examination::{Examination, Verdict};
@@ -132,7 +134,8 @@ pub fn of_running(status: &control::Status, config: &Config) -> Vec<String> {
 /// A missing way back is left to the routing to tell, which has just tried to put it in.
 async fn quick(config: &Config, listener: &ListenerConfig) -> Result<Vec<Check>> {
     let options = Options::default();
-    let examination = Examination::new(config, listener, &options, true).await?;
+    let targets = here(&listener.route_targets());
+    let examination = Examination::new(config, listener, &options, true, &targets).await?;
     let mut checks = examination.surroundings();
     for target in &examination.targets {
         let (found, verdict) = examination.still(target).await?;
@@ -180,8 +183,65 @@ async fn examine(
     listener: &ListenerConfig,
     options: &Options,
 ) -> Result<Vec<Check>> {
-    let examination = Examination::new(config, listener, options, false).await?;
+    let targets = here(&listener.route_targets());
+    let examination = Examination::new(config, listener, options, false, &targets).await?;
     let mut checks = examination.surroundings();
+    let mut around = Vec::new();
+    for addr in &listener.listen {
+        around.extend(inbound::check(listener, *addr, options.from));
+    }
+    if let Some(running) = &examination.running {
+        around.extend(running.checks(listener));
+    }
+    match &listener.target_netns {
+        None => checks.extend(examine_targets(&examination, around).await?),
+        Some(netns) => {
+            checks.extend(around);
+            checks.extend(examine_inside(netns, config, listener, options));
+        }
+    }
+    Ok(checks)
+}
+
+/// The targets, from a thread in their network namespace.
+fn examine_inside(
+    netns: &TargetNetns,
+    config: &Config,
+    listener: &ListenerConfig,
+    options: &Options,
+) -> Vec<Check> {
+    let examine = |runtime: &Runtime| {
+        runtime.block_on(async {
+            let targets = listener.route_targets();
+            let examination = Examination::new(config, listener, options, false, &targets).await?;
+            let mut checks = Vec::from_iter(loopback::lo(listener));
+            checks.extend(examine_targets(&examination, Vec::new()).await?);
+            Ok(checks)
+        })
+    };
+    // A runtime runs on this thread already.
+    let found = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| within(Some(netns), examine));
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    match found {
+        Ok(checks) => checks.into_iter().map(|check| check.inside(netns)).collect(),
+        Err(error) => vec![
+            Check::wrong(
+                "target-gone",
+                true,
+                format!("the targets cannot be reached: {error:#}"),
+            )
+            .advice("while that is so, realpeer refuses their clients; it follows at once when it changes"),
+        ],
+    }
+}
+
+/// `around` is told before the probes.
+async fn examine_targets(examination: &Examination<'_>, around: Vec<Check>) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
     let mut open = Vec::new();
     for target in &examination.targets {
         let (found, verdict) = examination.still(target).await?;
@@ -191,12 +251,7 @@ async fn examine(
         }
     }
     checks.extend(loopback::check());
-    for addr in &listener.listen {
-        checks.extend(inbound::check(listener, *addr, options.from));
-    }
-    if let Some(running) = &examination.running {
-        checks.extend(running.checks(listener));
-    }
-    checks.extend(probing::probe(&examination, open).await?);
+    checks.extend(around);
+    checks.extend(probing::probe(examination, open).await?);
     Ok(checks)
 }

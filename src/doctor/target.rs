@@ -3,10 +3,10 @@
 use anyhow::Result;
 
 use crate::config::Protocol;
-use crate::routing::bound;
 use crate::routing::family::Family;
 use crate::routing::kernel::Kernel;
 use crate::routing::plan::{Need, Place};
+use crate::routing::{self, bound};
 
 /// One of the proxy's targets.
 #[derive(Clone, Debug)]
@@ -57,9 +57,12 @@ impl Target {
 
     /// The command that puts its way back in, for good.
     pub fn up(&self) -> String {
-        let mut command = format!("realpeer routing up {} {}", self.flag(), self.need.target);
+        let mut command = format!("realpeer routing up {}", routing::flags(&self.need));
         if self.need.target.ip().is_unspecified() {
             command = "realpeer routing up -dynamic-destination".into();
+            if let Some(netns) = &self.need.netns {
+                command += &format!(" -target-netns {netns}");
+            }
         }
         if self.protocol == Protocol::Udp {
             command += " -p udp";

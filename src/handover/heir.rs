@@ -15,6 +15,7 @@ use crate::bans::{self, BanList, UnixSeconds};
 use crate::config::{RouteTarget, Verbosity};
 use crate::control::Bound;
 use crate::listeners::Inherited;
+use crate::namespaces::Inheritance;
 use crate::sockets::Sockets;
 use crate::udp::luggage::Luggage;
 
@@ -32,6 +33,8 @@ pub struct Heir {
     pub control: Option<Bound>,
     /// Its routing: what it has put in, and the lock of the table.
     pub routing: Option<(RoutingPaper, OwnedFd)>,
+    /// The same in other network namespaces.
+    pub inside: Vec<Inheritance>,
     /// What its sessions need.
     pub targets: Vec<RouteTarget>,
 }
@@ -100,6 +103,7 @@ impl Heir {
             pid,
             control,
             routing,
+            inside: Vec::new(),
             targets: targets.collect(),
         };
         let sockets = heir.sockets(activated).await?;
@@ -112,6 +116,11 @@ impl Heir {
         loop {
             match self.channel.receive().await {
                 Ok((FromOld::Socket(place), descriptors)) => sockets.inherit(place, descriptors),
+                Ok((FromOld::Inside(namespace, paper), descriptors)) => {
+                    let locks = descriptors.into_iter();
+                    let inherited = locks.map(|lock| (namespace, paper, lock));
+                    self.inside.extend(inherited);
+                }
                 Ok((FromOld::Offered, _)) => return Ok(sockets),
                 Ok(_) => bail!("the running process hands over in another way: restart it"),
                 // There will be no more.

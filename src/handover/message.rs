@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! old                                   new
-//! Offer, Socket..., Offered      ─▶     (makes everything ready)
+//! Offer, Inside..., Socket...,   ─▶
+//! Offered                        ─▶     (makes everything ready)
 //!                                ◀─     Prepared
 //! (changes nothing any more)
 //! Bans, Flows..., Link..., State ─▶     (takes it over)
@@ -23,8 +24,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::bans::{Ban, UnixSeconds};
-use crate::config::{Choice, Protocol, RouteTarget, RoutingMode};
+use crate::config::{Choice, Protocol, RouteTarget, RoutingMode, TargetNetns};
 use crate::control::{Line, Request};
+use crate::sys::netns::Identity;
 use crate::udp::luggage::{Binding, Paper};
 
 /// Of this language. Processes of different versions do not take over from each other.
@@ -63,6 +65,7 @@ pub struct Target {
     udp: bool,
     mark: Option<u32>,
     mode: String,
+    netns: Option<TargetNetns>,
 }
 
 impl From<&RouteTarget> for Target {
@@ -73,6 +76,7 @@ impl From<&RouteTarget> for Target {
             udp: target.protocol == Protocol::Udp,
             mark: target.mark,
             mode: target.mode.word().to_owned(),
+            netns: target.netns.clone(),
         }
     }
 }
@@ -90,6 +94,7 @@ impl Target {
             .protocol(),
             mark: self.mark,
             mode: RoutingMode::read(&self.mode).ok()?,
+            netns: self.netns.clone(),
         })
     }
 }
@@ -139,6 +144,8 @@ pub enum FromOld {
         targets: Vec<Target>,
         activated: Vec<Activated>,
     },
+    /// What is put into another network namespace; the lock of the table there comes with this.
+    Inside(Identity, RoutingPaper),
     /// Sockets of an address come with this.
     Socket(Place),
     /// There are no more sockets.

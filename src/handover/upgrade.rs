@@ -203,6 +203,10 @@ impl Upgrade<'_> {
             activated,
         };
         send(channel, &offer, &descriptors).await?;
+        for (namespace, paper, lock) in self.listeners.namespaces().papers().await {
+            let message = FromOld::Inside(namespace, paper);
+            channel.send(&message, &[lock.as_fd()]).await?;
+        }
         for (place, sockets) in &sockets {
             for some in sockets.chunks(passing::MOST) {
                 let some: Vec<BorrowedFd<'_>> = some.iter().map(|socket| socket.as_fd()).collect();

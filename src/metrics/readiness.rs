@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::picture::label;
 use crate::listeners::Listeners;
+use crate::namespaces::here;
 
 /// A target that could not be reached longer ago may be back: without clients nobody would know, and
 /// who asks may keep clients away for that.
@@ -28,6 +29,7 @@ pub async fn reasons(listeners: &Listeners) -> Vec<String> {
         }
     }
     let targets = listeners.config().await.route_targets();
-    reasons.extend(listeners.routing().missing(&targets).await);
+    reasons.extend(listeners.routing().missing(&here(&targets)).await);
+    reasons.extend(listeners.namespaces().missing());
     reasons
 }

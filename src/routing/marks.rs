@@ -19,6 +19,11 @@ pub struct Marks {
 impl Marks {
     /// The mark of mark-accept for a socket that goes to `target`.
     pub fn of(&self, target: IpAddr) -> Option<u32> {
+        self.of_place(target, || UdpSocket::bind((target, 0)).is_ok())
+    }
+
+    /// The same; `is_local` tells whether the target can be bound where the socket is.
+    pub(crate) fn of_place(&self, target: IpAddr, is_local: impl FnOnce() -> bool) -> Option<u32> {
         let any = match target {
             IpAddr::V4(_) => IpAddr::from([0, 0, 0, 0]),
             IpAddr::V6(_) => IpAddr::from([0; 16]),
@@ -34,7 +39,7 @@ impl Marks {
             return Some(mark);
         }
         // Only an address of this host can be bound: elsewhere a mark would lead astray.
-        mark(any).filter(|_| UdpSocket::bind((target, 0)).is_ok())
+        mark(any).filter(|_| is_local())
     }
 
     /// Why replies of targets will not come back.

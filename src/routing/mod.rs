@@ -260,18 +260,19 @@ async fn put_in(keeper: &mut Keeper, marks: &Marks) {
 
 fn say(need: &Need, outcome: &Outcome) {
     match outcome {
-        Outcome::InPlace(table) => debug!("routing: {} is served already ({table})", need.target),
+        Outcome::InPlace(table) => debug!("routing: {} is served already ({table})", need.name()),
         Outcome::PutIn(table) => {
             info!(
                 "routing: replies of {} come back by table {table} ({} way), until this exits",
-                need.target, need.way
+                need.name(),
+                need.way
             );
             if let Some(caution) = caution(need) {
                 warn!("routing: {caution}");
             }
         }
         Outcome::Failed(e) if is_excused(need, e) => {
-            info!("routing: {} is left out: {e}", need.target);
+            info!("routing: {} is left out: {e}", need.name());
         }
         Outcome::Failed(e) => warn!("{}", explain(need, e)),
     }
@@ -295,9 +296,9 @@ fn is_excused(need: &Need, error: &io::Error) -> bool {
 
 /// What is missing and how to mend it.
 fn explain(need: &Need, error: &io::Error) -> String {
-    let target = need.target;
     let what = format!(
-        "replies of {target} will not come back: the {} way for {} is missing",
+        "replies of {} will not come back: the {} way for {} is missing",
+        need.name(),
         need.way,
         need.family()
     );
@@ -305,14 +306,22 @@ fn explain(need: &Need, error: &io::Error) -> String {
         format!(
             "{what}, and putting it in needs CAP_NET_ADMIN: give it by \
              AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW in the unit, or run once as root: \
-             realpeer routing up {} {target}",
-            if need.family() == Family::V4 {
-                "-4"
-            } else {
-                "-6"
-            }
+             realpeer routing up {}",
+            flags(need)
         )
     } else {
         format!("{what}, and cannot be put in: {error}")
+    }
+}
+
+/// The flags that name the target.
+pub(crate) fn flags(need: &Need) -> String {
+    let flag = match need.family() {
+        Family::V4 => "-4",
+        Family::V6 => "-6",
+    };
+    match &need.netns {
+        Some(netns) => format!("{flag} {} -target-netns {netns}", need.target),
+        None => format!("{flag} {}", need.target),
     }
 }

@@ -7,6 +7,7 @@
 //! assert_eq!(way, Way::Loopback);
 //! let need = Need {
 //!     target: "127.0.0.1:22".parse()?,
+//!     netns: None,
 //!     given: true,
 //!     way,
 //!     mark: None,
@@ -55,6 +56,8 @@ pub enum Place {
 pub struct Need {
     /// Where connections go.
     pub target: SocketAddr,
+    /// The network namespace that it is in, as `-target-netns` names it; `None` for this host's own.
+    pub netns: Option<String>,
     /// The flag named the target, rather than a default.
     pub given: bool,
     /// How its replies come back.
@@ -222,6 +225,14 @@ impl Need {
         self.mark.unwrap_or(table)
     }
 
+    /// The target, as messages name it.
+    pub fn name(&self) -> String {
+        match &self.netns {
+            Some(netns) => format!("{} in {netns}", self.target),
+            None => self.target.to_string(),
+        }
+    }
+
     /// The family of the target, and so of its clients.
     pub fn family(&self) -> Family {
         Family::of(self.target.ip())
@@ -267,6 +278,7 @@ mod tests {
     fn under_socket_match_the_rules_mark_is_never_the_users() {
         let need = Need {
             target: SocketAddr::from(([172, 17, 0, 2], 80)),
+            netns: None,
             given: true,
             way: Way::Socket,
             mark: Some(5),

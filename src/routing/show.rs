@@ -89,9 +89,13 @@ async fn steps(keeper: &Keeper, need: &Need, table: u32) -> Result<Vec<Step>> {
 
 fn name(need: &Need) -> String {
     if need.target.ip().is_unspecified() {
-        format!("any {} address of this host", need.family())
+        let place = match &need.netns {
+            Some(netns) => netns.clone(),
+            None => "this host".to_owned(),
+        };
+        format!("any {} address of {place}", need.family())
     } else {
-        need.target.to_string()
+        need.name()
     }
 }
 

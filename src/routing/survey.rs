@@ -26,6 +26,7 @@ async fn need(kernel: &Kernel, route: &RouteTarget) -> Result<Need> {
         protocol,
         mark,
         mode,
+        ref netns,
     } = *route;
     if target.ip().is_unspecified() && target.port() == 0 {
         return anywhere(kernel, route).await;
@@ -45,6 +46,7 @@ async fn need(kernel: &Kernel, route: &RouteTarget) -> Result<Need> {
     };
     Ok(Need {
         target,
+        netns: netns.as_ref().map(ToString::to_string),
         given,
         way,
         mark,
@@ -58,6 +60,7 @@ async fn anywhere(kernel: &Kernel, route: &RouteTarget) -> Result<Need> {
     let family = Family::of(route.target.ip());
     Ok(Need {
         target: route.target,
+        netns: route.netns.as_ref().map(ToString::to_string),
         given: false,
         way: Way::Mark,
         mark: route.mark,

@@ -8,15 +8,22 @@ use super::owner::{self, INSTANCE_TABLES, SWITCH_TABLE};
 use super::{caution, explain, is_excused, show, survey};
 use crate::cli::{RoutingAction, ShowAs};
 use crate::config::{Config, RouteTarget};
+use crate::namespaces::within;
 use crate::output::{complain, print};
 
 /// `realpeer routing up|down|show`.
 pub fn command(action: RoutingAction, show_as: ShowAs, config: &Config) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(run(action, show_as, &config.route_targets()))
+    let targets = config.route_targets();
+    let mut places: Vec<_> = targets.iter().map(|target| &target.netns).collect();
+    places.dedup();
+    for place in places {
+        let here = targets.iter().filter(|target| target.netns == *place);
+        let here: Vec<RouteTarget> = here.cloned().collect();
+        within(place.as_ref(), |runtime| {
+            runtime.block_on(run(action, show_as, &here))
+        })?;
+    }
+    Ok(())
 }
 
 async fn run(action: RoutingAction, show_as: ShowAs, targets: &[RouteTarget]) -> Result<()> {
@@ -54,13 +61,14 @@ async fn up(kernel: Kernel, targets: &[RouteTarget]) -> Result<()> {
     let mut failed = None;
     for (need, outcome) in keeper.needs.iter().zip(outcomes) {
         match outcome {
-            Outcome::InPlace(_) => print(format_args!("{}: in place\n", need.target))?,
+            Outcome::InPlace(_) => print(format_args!("{}: in place\n", need.name()))?,
             Outcome::PutIn(table) => print(format_args!(
                 "{}: put in ({} way, table {table})\n",
-                need.target, need.way
+                need.name(),
+                need.way
             ))?,
             Outcome::Failed(e) if is_excused(need, &e) => {
-                print(format_args!("{}: left out ({e})\n", need.target))?;
+                print(format_args!("{}: left out ({e})\n", need.name()))?;
             }
             Outcome::Failed(e) => failed = Some(explain(need, &e)),
         }

@@ -82,7 +82,7 @@ pub async fn watch(
                     warn!(
                         "routing: another program removed the way back from {}; it is in place \
                          again (table {table})",
-                        need.target
+                        need.name()
                     );
                 }
                 Outcome::PutIn(_) => say(need, outcome),

@@ -5,6 +5,18 @@ use socket2::{Domain, Socket, Type};
 
 use crate::config::{Config, Routing, SourcePort};
 
+/// What entering a network namespace takes, that of another user's process too, and what is passed on
+/// to the thread inside.
+pub const OF_THE_GATE: [Capability; 4] = [
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_RAW,
+];
+
+/// What a thread inside keeps the routing by.
+pub const INSIDE: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
+
 /// What the calling thread may use.
 pub fn permitted() -> CapsHashSet {
     caps::read(None, CapSet::Permitted).unwrap_or_default()

@@ -15,7 +15,7 @@ use landlock::{
 use nix::unistd::{AccessFlags, access};
 
 use super::Part;
-use crate::config::{Config, Routing, Source};
+use crate::config::{Config, Routing, Source, TargetNetns};
 use crate::control::Place;
 use crate::routing::TCP_FWMARK_ACCEPT;
 
@@ -96,6 +96,15 @@ fn rules(config: &Config, source: &Source, control: Option<&Place>) -> Vec<Rule>
             AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
         rules.push((directory.clone(), read | write));
     }
+    for netns in config
+        .listeners
+        .iter()
+        .filter_map(|listener| listener.target_netns.as_ref())
+    {
+        if let TargetNetns::Path(path) = netns {
+            rules.extend(around(path).into_iter().map(|path| (path, read)));
+        }
+    }
     rules.extend(control.map(|place| (directory(place.path()), for_control(place))));
     rules
 }
@@ -130,6 +139,14 @@ fn directory(file: &Path) -> PathBuf {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
     }
+}
+
+/// Allows a thread inside a namespace what keeping the routing there takes. The files of /proc/sys/net
+/// are others in each namespace, so all of them are allowed.
+pub fn enter_namespace() -> Result<Part> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = read | AccessFs::WriteFile | AccessFs::Truncate;
+    restrict(&[("/proc".into(), read), ("/proc/sys/net".into(), write)])
 }
 
 /// Allows the calling thread no file at all.

@@ -140,7 +140,7 @@ pub fn enter(config: &Config, source: &Source, control: Option<&Place>) -> Resul
     if parts.seccomp {
         state.seccomp = match DEADLY[1] {
             true => Part::Unavailable,
-            false => seccomp::filter()?,
+            false => seccomp::filter(config.enters_namespaces())?,
         };
         warn_if_missing(state.seccomp, "seccomp", "every system call can be made");
     }
@@ -185,11 +185,40 @@ pub fn renounce(parts: Parts) {
     }
 }
 
-/// Landlock and capabilities hold for a thread and those that it starts. There are two by now: this
-/// one, and the log's, which needs nothing.
+/// For the thread that enters namespaces, in whose name those inside begin: keeps what that takes. It
+/// stays outside of Landlock, which would keep it from the namespaces of other processes
+/// (ptrace_may_access in setns(2)), and opens no file.
+pub fn guard_namespaces() {
+    // What cannot be given up is none the worse: nobody else has this thread do anything.
+    let _ = keep_of(capabilities::OF_THE_GATE);
+}
+
+/// For a thread that has entered a namespace: gives up all but what makes sockets and keeps the routing
+/// there. Fails if it cannot.
+pub fn renounce_namespaces(parts: Parts) -> Result<()> {
+    if parts.landlock && !DEADLY[0] {
+        nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
+        landlock::enter_namespace()?;
+    }
+    Ok(keep_of(capabilities::INSIDE)?)
+}
+
+/// Keeps those of these capabilities that there are.
+fn keep_of<const N: usize>(wanted: [Capability; N]) -> Result<(), CapsError> {
+    let has = capabilities::permitted();
+    let kept = wanted.into_iter().filter(|wanted| has.contains(wanted));
+    capabilities::keep_only(&kept.collect())
+}
+
+/// Landlock and capabilities hold for a thread and those that it starts. Beside this one there are by
+/// now the log's, which needs nothing, and those of `namespaces`, which see to themselves.
 fn warn_of_strangers() {
-    let threads = fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
-    if threads > 2 {
+    const OURS: [&str; 3] = ["log", "gate", "namespace"];
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
+    let is_strange = |name: &String| !OURS.contains(&name.trim_end());
+    let threads = tasks.flatten().filter_map(name).filter(is_strange).count();
+    if threads > 1 {
         tracing::warn!(
             threads = threads as u64,
             "threads that a library has started stay outside of the sandbox"

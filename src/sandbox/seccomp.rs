@@ -185,6 +185,16 @@ const ALLOWED: &[&str] = &[
     "clone3",
 ];
 
+/// For namespaces of targets: the end of a container's process is waited for, and a thread that has
+/// entered one gives up its privileges.
+const OF_NAMESPACES: &[&str] = &[
+    "pidfd_open",
+    "capset",
+    "landlock_create_ruleset",
+    "landlock_add_rule",
+    "landlock_restrict_self",
+];
+
 /// Families of sockets: Unix, IPv4, IPv6 and netlink.
 const FAMILIES: [libc::c_int; 4] = [
     libc::AF_UNIX,
@@ -193,13 +203,14 @@ const FAMILIES: [libc::c_int; 4] = [
     libc::AF_NETLINK,
 ];
 
-/// Filters the calls of all threads. A line in the format of the log names a forbidden one.
-pub fn filter() -> Result<Part> {
+/// Filters the calls of all threads. A line in the format of the log names a forbidden one. `namespaces`:
+/// network namespaces are entered, and no others.
+pub fn filter(namespaces: bool) -> Result<Part> {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
         return Ok(Part::Unavailable);
     };
     sys::seccomp::tell_forbidden_calls(log::format() == LogFormat::Json)?;
-    for program in programs(arch)? {
+    for program in programs(arch, namespaces)? {
         match sys::seccomp::install(&program) {
             Ok(()) => {}
             Err(e)
@@ -217,7 +228,7 @@ pub fn filter() -> Result<Part> {
 }
 
 /// The filters, in the order in which they are installed: the last forbids to install more.
-fn programs(arch: TargetArch) -> Result<[BpfProgram; 2]> {
+fn programs(arch: TargetArch, namespaces: bool) -> Result<[BpfProgram; 2]> {
     let rules = |calls: &[&str]| -> BTreeMap<i64, Vec<SeccompRule>> {
         calls
             .iter()
@@ -237,7 +248,11 @@ fn programs(arch: TargetArch) -> Result<[BpfProgram; 2]> {
     let families = FAMILIES.map(|family| condition(0, SeccompCmpOp::Eq, family as u64));
     let families = families.into_iter().collect::<Result<_>>()?;
     allowed.extend(number("socket").map(|number| (number, families)));
-    // A listener that opens sockets in another network namespace would need `setns` here.
+    if namespaces {
+        allowed.extend(rules(OF_NAMESPACES));
+        let network = condition(1, SeccompCmpOp::Eq, libc::CLONE_NEWNET as u64)?;
+        allowed.extend(number("setns").map(|number| (number, vec![network])));
+    }
     let allowed = SeccompFilter::new(allowed, SeccompAction::Trap, SeccompAction::Allow, arch)?;
     Ok([without_clone3.try_into()?, allowed.try_into()?])
 }

@@ -11,6 +11,7 @@ use nix::unistd::{
     AccessFlags, Gid, Uid, User, access, geteuid, initgroups, setgroups, setresgid, setresuid,
 };
 
+use super::capabilities::OF_THE_GATE;
 use crate::control;
 
 /// What a start takes: what the running process may keep, and what gives the control socket to a
@@ -34,8 +35,8 @@ pub struct Written {
 }
 
 /// Becomes the user `wanted`, a name or a number, with the capabilities that a start takes. To be
-/// called before there are other threads.
-pub fn become_user(wanted: &str, writes: &[Written]) -> Result<()> {
+/// called before there are other threads. `enters_namespaces`: with those that this takes, too.
+pub fn become_user(wanted: &str, writes: &[Written], enters_namespaces: bool) -> Result<()> {
     let user = Wanted::find(wanted)?;
     if geteuid() == user.uid {
         return Ok(());
@@ -47,7 +48,7 @@ pub fn become_user(wanted: &str, writes: &[Written]) -> Result<()> {
     for written in writes {
         user.give_directory(written)?;
     }
-    user.switch()
+    user.switch(enters_namespaces)
         .with_context(|| format!("cannot become {wanted}"))?;
     for Written { file, .. } in writes {
         if let Some(path) = unusable(file) {
@@ -118,7 +119,7 @@ impl Wanted {
         Ok(())
     }
 
-    fn switch(&self) -> Result<()> {
+    fn switch(&self, enters_namespaces: bool) -> Result<()> {
         match &self.name {
             Some(name) => initgroups(name, self.gid)?,
             None => setgroups(&[self.gid])?,
@@ -128,8 +129,10 @@ impl Wanted {
         setresuid(self.uid, self.uid, self.uid)?;
         nix::sys::prctl::set_keepcaps(false)?;
         let permitted = caps::read(None, CapSet::Permitted)?;
+        let of_the_gate = OF_THE_GATE.into_iter().filter(|_| enters_namespaces);
         let kept: CapsHashSet = OF_THE_START
             .into_iter()
+            .chain(of_the_gate)
             .filter(|capability| permitted.contains(capability))
             .collect();
         caps::set(None, CapSet::Permitted, &kept)?;

@@ -46,10 +46,9 @@ pub fn services(protocol: Protocol) -> Vec<Service> {
             backend: Backend::default(),
         });
         service.sockets.push(socket.addr);
-        match holder.filter(|process| process.is("docker-proxy")) {
-            // What stands in between hides every client.
-            Some(relay) => service.backend.extend(container(relay)),
-            None => {}
+        // What stands in between hides every client.
+        if let Some(relay) = holder.filter(|process| process.is("docker-proxy")) {
+            service.backend.extend(container(relay));
         }
     }
     let mut services: Vec<Service> = found.into_values().collect();

@@ -5,6 +5,7 @@
 pub mod datagram;
 pub mod icmp;
 pub mod interfaces;
+pub mod netns;
 pub mod passing;
 pub mod process;
 pub mod seccomp;

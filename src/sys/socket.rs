@@ -173,7 +173,8 @@ pub fn register_with_urgent(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register_for(socket, interest)
 }
 
-fn register_for(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+/// As `register`, for other events.
+pub fn register_for(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and the same descriptor for as long as it lives, and the
     // `AsyncFd` owns it: nobody gets it out to close or replace it.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::time::timeout;
@@ -15,6 +16,7 @@ use crate::admission::Trust;
 use crate::client_limits::Permit;
 use crate::events::Event;
 use crate::header::{self, Claim, Progress, Transport};
+use crate::namespaces::Inside;
 use crate::refusal::Refusal;
 use crate::report::Subject;
 use crate::service::{Service, Slot};
@@ -98,6 +100,8 @@ struct Session {
     more: bool,
     /// The error of a backend that has broken the connection already.
     gone: Option<io::Error>,
+    /// The namespace that the backend is in, whose routing is kept for this connection.
+    _inside: Option<Arc<Inside>>,
 }
 
 /// A backend that has taken the connection.
@@ -107,6 +111,7 @@ struct Reached {
     sent: usize,
     /// The error by which it has broken the connection already. Bytes of it may wait to be read.
     gone: Option<io::Error>,
+    inside: Option<Arc<Inside>>,
 }
 
 impl Story {
@@ -144,6 +149,7 @@ impl Story {
             backend,
             sent,
             gone,
+            inside,
         } = self.reach(claimed, target, &unsent).await?;
         self.slot.observe(heard.elapsed(), |tally| &tally.backend);
         unsent.drain(..sent);
@@ -153,6 +159,7 @@ impl Story {
             unsent,
             more,
             gone,
+            _inside: inside,
         })
     }
 
@@ -223,6 +230,7 @@ impl Story {
             backend,
             sent,
             gone,
+            inside: connecting.inside,
         })
     }
 

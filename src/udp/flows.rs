@@ -21,6 +21,7 @@ use super::reader::Reading;
 use crate::addr::{ClientAddr, PeerAddr, TargetAddr, canonical};
 use crate::client_limits::Permit;
 use crate::header::spp;
+use crate::namespaces::Inside;
 use crate::refusal::Refusal;
 use crate::service::{Current, Service};
 use crate::sessions::{EndedBy, Route, SessionId, Sessions};
@@ -59,6 +60,8 @@ pub struct Flow {
     judged: Cell<u64>,
     /// What admitted it.
     pub service: Arc<Service>,
+    /// The namespace that its socket is in, if not this host's own.
+    inside: Option<Arc<Inside>>,
     /// It counts as its client's for as long as it is open.
     _permit: Option<Permit>,
 }
@@ -171,6 +174,10 @@ impl Flows {
             true => admission.free_of_bans(flow.client),
             false => admission.peer_free_of_bans(flow.back.from()),
         };
+        if flow.inside.as_ref().is_some_and(|inside| inside.is_left()) {
+            self.end(key, Ending::TargetGone);
+            return Ok(false);
+        }
         let why = match (self.sessions().ended_by(flow.id), &judgement) {
             (None, Ok(())) => return Ok(true),
             (Some(EndedBy::Kill), Ok(())) => Ending::Killed,
@@ -258,6 +265,7 @@ impl Flows {
         let Connecting {
             socket,
             port_replaced,
+            inside,
         } = self.connect(client, target)?;
         if port_replaced {
             journal::port_replaced(&self.service, self.worker, client, target);
@@ -284,6 +292,7 @@ impl Flows {
             id,
             judged,
             service: Arc::clone(&self.service),
+            inside,
             _permit: permit,
         };
         let key = self.insert(flow, now);
@@ -396,6 +405,10 @@ impl Flows {
             bytes,
             ..Traffic::default()
         };
+        let Ok(inside) = self.service.upstream.place.inside() else {
+            // What it was connected to is gone.
+            return;
+        };
         let ends = self.ends(client, target);
         let flow = Flow {
             socket,
@@ -410,6 +423,7 @@ impl Flows {
             id: self.list(back.from(), route),
             judged: Cell::new(self.round),
             service: Arc::clone(&self.service),
+            inside,
             _permit: permit,
         };
         let key = self.insert(flow, luggage::ago(paper.silent, now));

@@ -29,6 +29,8 @@ pub enum Ending {
     Stopped,
     /// Its socket could not be watched.
     Unwatched,
+    /// Its target's network namespace is gone, or another one in its place.
+    TargetGone,
     /// Another process has it now.
     HandedOver,
 }
@@ -42,6 +44,7 @@ impl fmt::Display for Ending {
             Ending::Killed => "ended by realpeer ctl kill",
             Ending::Stopped => "realpeer stops",
             Ending::Unwatched => "its socket could not be watched",
+            Ending::TargetGone => "the network namespace of its target is gone",
             Ending::HandedOver => "handed over",
         })
     }

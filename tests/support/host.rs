@@ -78,6 +78,20 @@ impl Host {
         self.run(&words);
     }
 
+    /// Gives the network of another host a file on this one, as `ip netns attach` does.
+    #[track_caller]
+    pub fn name_netns(&self, path: &str, other: &Host) {
+        self.run(&["touch", path]);
+        self.run(&["mount", "-c", "--bind", &other.path(), path]);
+    }
+
+    /// Takes such a file away, as `ip netns delete` does.
+    #[track_caller]
+    pub fn forget_netns(&self, path: &str) {
+        self.run(&["umount", "-l", path]);
+        self.run(&["rm", path]);
+    }
+
     /// Runs `action` in this host's network: sockets that it opens belong here for ever.
     pub fn enter<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {

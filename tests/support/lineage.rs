@@ -30,10 +30,22 @@ impl Lineage {
         Lineage::under(&[], text, &[])
     }
 
+    /// As `new`, with something done to the server before.
+    #[track_caller]
+    pub fn prepared(text: &str, prepare: impl FnOnce(&Host)) -> Lineage {
+        Lineage::start(&[], text, &[], prepare)
+    }
+
     /// As `new`, under a wrapper that ends in exec, with flags besides the file.
     #[track_caller]
     pub fn under(wrapper: &[&str], text: &str, flags: &[&str]) -> Lineage {
+        Lineage::start(wrapper, text, flags, |_| {})
+    }
+
+    #[track_caller]
+    fn start(wrapper: &[&str], text: &str, flags: &[&str], prepare: impl FnOnce(&Host)) -> Lineage {
         let (balancer, server) = wire();
+        prepare(&server);
         let (ctl, files) = (Ctl::new(), TempDir::new());
         let program = files.path("realpeer");
         symlink(Program::Realpeer.path(), &program).expect("make a link");

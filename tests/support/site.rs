@@ -45,7 +45,14 @@ impl Site {
     /// Starts the proxy with this file.
     #[track_caller]
     pub fn new(text: &str) -> Site {
+        Site::prepared(text, |_| {})
+    }
+
+    /// As `new`, with something done to the server before.
+    #[track_caller]
+    pub fn prepared(text: &str, prepare: impl FnOnce(&Host)) -> Site {
         let (balancer, server) = wire();
+        prepare(&server);
         let (ctl, files) = (Ctl::new(), TempDir::new());
         let proxy = start(&server, &ctl, &files, text);
         Site {
@@ -89,6 +96,13 @@ impl Site {
         let ended = self.ctl.run("reload");
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         ended.stderr
+    }
+
+    /// Writes the file anew and has it read, which must fail for that reason.
+    #[track_caller]
+    pub fn refused_reload(&self, text: &str, why: &str) {
+        self.write(text);
+        self.ctl.refused("reload", why);
     }
 
     /// A session of this client by this address, which must reach that backend under the client's
