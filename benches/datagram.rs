@@ -32,7 +32,7 @@ fn to_and_fro(criterion: &mut Criterion, host: &Host) {
 fn datagram(way: Way, size: usize) -> Vec<u8> {
     let mut datagram = match way {
         Way::Direct => Vec::new(),
-        Way::Proxied => client::header_v2_datagram(client::next_claimed()),
+        Way::Proxied | Way::Inside => client::header_v2_datagram(client::next_claimed()),
     };
     datagram.resize(datagram.len() + size, b'u');
     datagram

@@ -106,10 +106,7 @@ impl Relayed {
         let listener = inside.enter(|| TcpListener::bind(BACKEND).expect("listen as the backend"));
         let flags = ["-l", PROXY_INSIDE, "-4", BACKEND, "-target-netns", NETNS];
         let proxy = Program::Realpeer.start(host, &flags);
-        Relayed {
-            listener,
-            _proxy: proxy,
-        }
+        Relayed { listener, proxy }
     }
 
     /// Connects as a new client, sends `first` behind the header if there is one, and returns the
