@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use support::datagrams::{self, every, open, receive};
 use support::elsewhere::{BACKEND, PATH, routing};
-use support::lineage::end;
+use support::lineage::{end, runs};
 use support::site::{AT_A, listener, udp};
 use support::stage::{CLIENT, CLIENT6, PROXY};
 use support::streams::{assert_carries, assert_reset, send};
@@ -474,8 +474,10 @@ fn a_new_process_takes_over_the_routing_inside() {
     assert_eq!(routing(&inside), kept, "the same is kept on");
     assert_carries(&second.near, &second.far);
     converse(&near, &backends.1, CLIENT);
+    drop(second);
     end(new, Signal::SIGTERM);
-    wait_until("it is taken away", || routing(&inside) == before);
+    wait_until("the new process leaves", || !runs(new));
+    assert_eq!(routing(&inside), before, "it is taken away");
 }
 
 /// What the sandbox leaves to the threads that enter, and takes from the others.

@@ -78,9 +78,10 @@ impl Elsewhere {
     }
 }
 
-/// Rules, routes, nftables and the sysctl of a host.
+/// Rules, routes, nftables and the sysctl of a host, without the link-local addresses that the kernel
+/// adds when it has found that no one else has them.
 pub fn routing(host: &Host) -> String {
-    [
+    let all = [
         "ip -4 rule",
         "ip -6 rule",
         "ip -4 route show table all",
@@ -89,5 +90,8 @@ pub fn routing(host: &Host) -> String {
         "sysctl net.ipv4.tcp_fwmark_accept",
     ]
     .map(|command| host.run(&command.split(' ').collect::<Vec<_>>()))
-    .join("---\n")
+    .join("---\n");
+    let is_link_local = |line: &&str| line.contains("fe80:") && line.contains("proto kernel");
+    let lines = all.lines().filter(|line| !is_link_local(line));
+    lines.map(|line| format!("{line}\n")).collect()
 }
