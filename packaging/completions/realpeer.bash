@@ -12,7 +12,7 @@ _realpeer() {
     -routing) words='auto off' ;;
     -log-format) words='json text journal' ;;
     -as) words='table commands' ;;
-    -allowed-subnets | -a | -allowed-networks | -denied-clients | -allowed-clients | -control | -crowdsec-key-file | -config | -token-file)
+    -allowed-subnets | -a | -allowed-networks | -denied-clients | -allowed-clients | -docker-socket | -control | -crowdsec-key-file | -config | -token-file)
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;
@@ -20,7 +20,7 @@ _realpeer() {
         mapfile -t COMPREPLY < <(compgen -d -- "$current")
         return
         ;;
-    -l | -listen-addr | -4 | -ipv4 | -6 | -ipv6 | -mark | -m | -allow-claims | -listeners | -max-connections | -max-connections-per-client | -connection-rate-per-client | -header-timeout | -connect-timeout | -idle-timeout | -keepalive | -close-after | -c | -max-flows | -workers | -drain-timeout | -upgrade-drain | -name | -control-group | -v | -metrics | -user | -sandbox | -crowdsec-url | -backend | -from | -listen | -for | -reason | -listener | -origin | -exec | -rate | -ban-time)
+    -l | -listen-addr | -4 | -ipv4 | -6 | -ipv6 | -mark | -m | -allow-claims | -listeners | -max-connections | -max-connections-per-client | -connection-rate-per-client | -header-timeout | -connect-timeout | -idle-timeout | -keepalive | -close-after | -c | -max-flows | -target-netns | -workers | -drain-timeout | -upgrade-drain | -name | -control-group | -v | -metrics | -user | -sandbox | -crowdsec-url | -backend | -from | -listen | -for | -reason | -listener | -origin | -exec | -rate | -ban-time)
         return
         ;;
     esac
@@ -31,11 +31,11 @@ _realpeer() {
             words='-backend -from -listen -p -protocol -udp-header -name -yes -undo'
             ;;
         routing)
-            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version -as'
+            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -target-netns -docker-socket -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version -as'
             ((COMP_CWORD == 2)) && words+=' up down show'
             ;;
         doctor)
-            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version -json -from -probe-remote'
+            words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -target-netns -docker-socket -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version -json -from -probe-remote'
             ;;
         ctl)
             words='-control -name -json -for -reason -listener -origin -force'
@@ -58,7 +58,7 @@ _realpeer() {
             words=''
             ((COMP_CWORD == 2)) && words+=' routing headers containers migrate bans setup doctor ctl config ban-relay demo version'
             ;;
-        *) words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version' ;;
+        *) words='-l -listen-addr -4 -ipv4 -6 -ipv6 -dynamic-destination -p -protocol -mark -m -allowed-subnets -a -allowed-networks -allow-claims -untrusted -denied-clients -allowed-clients -listeners -listen-transparent -max-connections -max-connections-per-client -connection-rate-per-client -source-port -header-timeout -connect-timeout -idle-timeout -keepalive -close-after -c -udp-header -max-flows -routing-mode -target-netns -docker-socket -workers -drain-timeout -upgrade-drain -routing -name -control -control-group -state-dir -v -log-format -metrics -user -sandbox -crowdsec-url -crowdsec-key-file -config -version' ;;
         esac
         ((COMP_CWORD == 1)) && words+=' setup routing doctor ctl config ban-relay demo version help'
     fi

@@ -149,7 +149,10 @@ pub struct CrowdsecDraft {
 /// What belongs to one listener.
 #[derive(Clone, Debug, Args)]
 pub struct ListenerDraft {
-    /// Address to listen on, or several separated by commas; [::]:PORT accepts IPv4 as well
+    /// Where load balancers connect. The help is apart, because rustdoc takes its `[::]` for a link.
+    #[arg(
+        help = "Address to listen on, or several separated by commas; [::]:PORT accepts IPv4 as well"
+    )]
     #[arg(long = "l", visible_alias = "listen-addr", value_name = "ADDR", default_value = "0.0.0.0:8443", value_parser = value::addresses)]
     pub listen: Addresses,
 
