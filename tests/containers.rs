@@ -43,6 +43,7 @@ impl Scene<'_> {
     /// OpenSSH answers the client, and logs its address.
     #[track_caller]
     fn assert_serves(&self, client: &str) {
+        self.engine.wait_for_sshd("gitea");
         assert_eq!(receive_bytes(&self.begin(client), 8), b"SSH-2.0-");
         self.engine.wait_for_client("gitea", client);
     }

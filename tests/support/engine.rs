@@ -161,6 +161,17 @@ impl<'a> Engine<'a> {
         self.ok(&[&usr[..], limits, &ipv6, flags, &[IMAGE], &sshd].concat());
     }
 
+    /// Waits until a container's OpenSSH listens, for both families.
+    #[track_caller]
+    pub fn wait_for_sshd(&self, name: &str) {
+        let listens = ["tcp", "tcp6"].map(|of| format!("grep -q ':0016 .* 0A ' /proc/net/{of}"));
+        let script = listens.join(" && ");
+        wait_until(&format!("sshd of {name} listens"), || {
+            let mut command = self.command(&["exec", name, "sh", "-c", &script]);
+            command.output().is_ok_and(|output| output.status.success())
+        });
+    }
+
     /// Waits until a container's OpenSSH has logged a connection from that client.
     #[track_caller]
     pub fn wait_for_client(&self, name: &str, client: &str) {
