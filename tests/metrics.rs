@@ -255,6 +255,7 @@ fn every_refusal_counts_by_its_reason() {
         "drained",
         "targetIsListener",
         "badDestination",
+        "targetGone",
     ];
     for reason in zero {
         assert_eq!(value(&scrape(host), &refused(reason)), 0.0, "{reason}");

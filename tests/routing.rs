@@ -338,6 +338,36 @@ fn a_hundred_ups_and_downs_at_once_leave_everything_as_it_was() {
     assert_eq!(state(&host), before);
 }
 
+/// The kernel tells more of a rule for a port than it was given.
+#[test]
+fn the_rule_of_a_udp_port_is_known_again() {
+    let host = Host::new("server");
+    let flags = [
+        "-p",
+        "udp",
+        "-l",
+        "127.0.0.1:2222",
+        "-4",
+        "127.0.0.1:9000",
+        "-routing-mode",
+        "udp-port",
+    ];
+    let mut proxy = Program::Realpeer.spawn(&[], &host, &flags);
+    proxy.wait_for_line("listening");
+    let rules = || {
+        let rules = host.run(&["ip", "rule"]);
+        rules.matches("sport 9000").count()
+    };
+    assert_eq!(rules(), 1);
+    // A change makes it look after all its rules.
+    host.run(&["ip", "-6", "rule", "del", "from", "::1", "iif", "lo"]);
+    proxy.wait_for_line("the way back from [::1]:443; it is in place again");
+    assert_eq!(rules(), 1);
+    proxy.signal(Signal::SIGTERM);
+    proxy.wait_for_line("restored\":1");
+    assert_eq!(proxy.exit_code(), 0);
+}
+
 #[test]
 fn an_exit_takes_away_neither_ups_rules_nor_another_proxys() {
     let host = Host::new("server");

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -57,8 +58,12 @@ pub fn is_ours(rule: &RuleMessage) -> bool {
     rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
 }
 
+/// FRA_SPORT_MASK and FRA_DPORT_MASK (linux/fib_rules.h): since Linux 6.15 the kernel tells the mask of
+/// a port beside the port, 0xffff where none was given.
+const PORT_MASKS: [u16; 2] = [28, 29];
+
 /// True if both catch the same packets for the same table and carry the same number. What the
-/// kernel fills in (priority, mask, suppressor) is not looked at.
+/// kernel fills in (priority, masks, suppressor) is not looked at.
 pub fn is_same(a: &RuleMessage, b: &RuleMessage) -> bool {
     let core = |rule: &RuleMessage| -> Vec<RuleAttribute> {
         let filled_in = |a: &&RuleAttribute| {
@@ -67,7 +72,7 @@ pub fn is_same(a: &RuleMessage, b: &RuleMessage) -> bool {
                 RuleAttribute::Priority(_)
                     | RuleAttribute::FwMask(_)
                     | RuleAttribute::SuppressPrefixLen(_)
-            )
+            ) || is_whole_port(a)
         };
         let attributes = rule.attributes.iter();
         attributes.filter(|a| !filled_in(a)).cloned().collect()
@@ -76,6 +81,18 @@ pub fn is_same(a: &RuleMessage, b: &RuleMessage) -> bool {
     a.header.src_len == b.header.src_len
         && a_core.len() == b_core.len()
         && a_core.iter().all(|attribute| b_core.contains(attribute))
+}
+
+fn is_whole_port(attribute: &RuleAttribute) -> bool {
+    let RuleAttribute::Other(mask) = attribute else {
+        return false;
+    };
+    let mut value = [0; 2];
+    let fits = PORT_MASKS.contains(&mask.kind()) && mask.value_len() == value.len();
+    if fits {
+        mask.emit_value(&mut value);
+    }
+    value == [0xff; 2]
 }
 
 /// The table a rule leads to.
