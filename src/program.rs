@@ -14,7 +14,9 @@ use tokio::runtime::Builder;
 
 use crate::cli::{self, Command, ConfigAction};
 use crate::starter::Starter;
-use crate::{ban_relay, config, control, daemon, demo, doctor, log, output, routing, setup, sys};
+use crate::{
+    ban_relay, config, control, daemon, demo, doctor, log, output, routing, sandbox, setup, sys,
+};
 
 /// What tests and benches of this repository look at from inside. It may change at any time.
 #[doc(hidden)]
@@ -42,6 +44,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // What a kernel does not grant is told by whoever needs it.
+    let _ = sandbox::take_up();
     let result = run(command);
     log::flush();
     match result {

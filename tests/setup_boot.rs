@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 use support::{Host, Program, Running, TempDir};
 
 /// What runs inside once systemd has booted. It notes each step, and ends the container.
-const STORY: &str = r#"#!/bin/bash
+const STORY: &str = r##"#!/bin/bash
 exec >/story/result 2>&1
 type() { echo "# $*"; "$@"; echo "[exit code $?]"; }
 
@@ -65,7 +65,7 @@ rules | diff /story/before - && echo "as before"
 echo "unit $(systemctl is-active realpeer@ssh)"
 sync
 systemctl poweroff --force
-"#;
+"##;
 
 /// Boots the machine's own system with everything written going nowhere, and runs the story.
 fn boot() -> String {
@@ -75,7 +75,10 @@ fn boot() -> String {
     let binds = [
         (files.path("").display().to_string(), "/story"),
         (Program::Realpeer.path(), "/usr/bin/realpeer"),
-        (files.file("service", service), "/etc/systemd/system/story.service"),
+        (
+            files.file("service", service),
+            "/etc/systemd/system/story.service",
+        ),
     ];
     let root = files.path("root");
     fs::create_dir(&root).expect("make a directory");
@@ -111,7 +114,11 @@ fn a_newcomer_gets_the_clients_address_into_sshds_log() {
     if !geteuid().is_root() {
         // Containers that boot are root's. The rest is tried as an ordinary user by tests/setup.rs.
         let mut nspawn = Host::new("machine").spawn(&["systemd-nspawn", "--directory=/", "true"]);
-        assert_ne!(nspawn.exit_code(), 0, "an ordinary user boots containers here");
+        assert_ne!(
+            nspawn.exit_code(),
+            0,
+            "an ordinary user boots containers here"
+        );
         return;
     }
     let story = boot();
@@ -129,9 +136,16 @@ fn a_newcomer_gets_the_clients_address_into_sshds_log() {
         "as before",
         "unit inactive",
     ] {
-        assert!(story.lines().any(|told| told == line), "no {line:?} in\n{story}");
+        assert!(
+            story.lines().any(|told| told == line),
+            "no {line:?} in\n{story}"
+        );
     }
-    for part in ["session 203.0.113.7 ", "still 203.0.113.7 ", "from 203.0.113.7 port "] {
+    for part in [
+        "session 203.0.113.7 ",
+        "still 203.0.113.7 ",
+        "from 203.0.113.7 port ",
+    ] {
         assert!(story.contains(part), "no {part:?} in\n{story}");
     }
     assert!(!story.contains("\nfailed"), "{story}");

@@ -49,7 +49,11 @@ pub fn capabilities(powers: Powers) -> Check {
         true,
         "neither CAP_NET_ADMIN nor CAP_NET_RAW: no foreign address can be claimed",
     )
-    .advice("run it as root, or give the unit AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW")
+    .advice(
+        "run it as root, or give the unit AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW, or the container \
+         --cap-add NET_ADMIN --cap-add NET_RAW; a container whose user is not root must be allowed to gain \
+         them (no no-new-privileges, no allowPrivilegeEscalation: false)",
+    )
 }
 
 fn has_capability(number: u32) -> bool {

@@ -119,7 +119,8 @@ fn write(value: &str) -> io::Result<()> {
             e.kind(),
             format!(
                 "cannot write {FILE} ({e}): set it by `sysctl -w net.ipv4.tcp_fwmark_accept={value}`; \
-                 a unit with ProtectKernelTunables=yes cannot"
+                 a unit with ProtectKernelTunables=yes cannot, and a container is given it by its engine: --sysctl \
+                 net.ipv4.tcp_fwmark_accept=1"
             ),
         )
     })

@@ -10,6 +10,16 @@ pub fn permitted() -> CapsHashSet {
     caps::read(None, CapSet::Permitted).unwrap_or_default()
 }
 
+/// Takes what is permitted into use. The capabilities of a file may be permitted only, so that the
+/// program starts with fewer, too: execve(2) fails where a file has more in effect than it may get.
+pub fn take_up() -> Result<(), CapsError> {
+    caps::set(
+        None,
+        CapSet::Effective,
+        &caps::read(None, CapSet::Permitted)?,
+    )
+}
+
 /// What a process with this configuration needs of what it `has`.
 pub fn needed(config: &Config, has: &CapsHashSet) -> CapsHashSet {
     let mut needed = CapsHashSet::new();

@@ -27,6 +27,7 @@ use crate::config::{Config, Parts, Source};
 use crate::control::Place;
 use crate::sys;
 
+pub use capabilities::take_up;
 pub use landlock::hint;
 pub use user::{Written, become_user};
 

@@ -93,7 +93,7 @@ pub fn free_port(port: u16, protocol: Protocol) -> u16 {
         .collect();
     let first = match port {
         22 => 2222,
-        port => port.checked_add(10_000).unwrap_or(port - 10_000),
+        port => port.checked_add(10_000).unwrap_or_else(|| port - 10_000),
     };
     let mut ports = (first..=u16::MAX).chain(1024..first);
     ports.find(|port| !taken.contains(port)).unwrap_or(first)

@@ -6,14 +6,17 @@
 
 pub mod backend;
 pub mod chromium;
+pub mod confined;
 pub mod crowdsec;
 pub mod ctl;
 pub mod datagrams;
 pub mod diagnosis;
+pub mod engine;
 pub mod fail2ban;
 pub mod header;
 pub mod host;
 pub mod http;
+pub mod image;
 pub mod journal;
 pub mod journald;
 pub mod lineage;
@@ -29,8 +32,10 @@ pub mod tmux;
 pub mod vitals;
 
 pub use backend::Backend;
+pub use confined::Confined;
 pub use ctl::Ctl;
 pub use diagnosis::Diagnosis;
+pub use engine::Engine;
 pub use host::Host;
 pub use journal::Journal;
 pub use lineage::Lineage;
