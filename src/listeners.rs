@@ -420,7 +420,7 @@ impl Listeners {
             let listen = ours.map(|bound| bound.addr).collect();
             let record = self.record(&mut state.records, listener);
             let netns = listener.target_netns.as_ref();
-            let namespace = netns.and_then(|netns| self.namespaces.get(netns));
+            let namespace = netns.map(|netns| self.namespaces.get(netns));
             Arc::new(Service {
                 destinations: Destinations::new(listener, listen),
                 upstream: upstream::Options {

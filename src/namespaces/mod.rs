@@ -184,7 +184,7 @@ impl Namespaces {
         }
         self.known().retain(|netns, _| by_netns.contains_key(netns));
         for (netns, targets) in by_netns {
-            let namespace = self.get(netns);
+            let namespace = self.find(netns);
             match namespace {
                 Some(namespace) => namespace.keep(targets).await,
                 None => self.begin(netns, targets, door.clone()).await,
@@ -201,8 +201,14 @@ impl Namespaces {
         let _ = tokio::time::timeout(PATIENCE, settled.wait_for(|settled| *settled)).await;
     }
 
-    /// The namespace, if a target that is kept is in it.
-    pub fn get(&self, netns: &TargetNetns) -> Option<Arc<Namespace>> {
+    /// The namespace of a target. One that is not kept is gone: nobody may end up in this host's own
+    /// network in its place.
+    pub fn get(&self, netns: &TargetNetns) -> Arc<Namespace> {
+        let found = self.find(netns);
+        found.unwrap_or_else(|| Arc::new(Namespace::new(netns.clone(), Vec::new())))
+    }
+
+    fn find(&self, netns: &TargetNetns) -> Option<Arc<Namespace>> {
         let known = self.known();
         known.get(netns).map(|known| Arc::clone(&known.namespace))
     }
@@ -422,5 +428,24 @@ impl Inside {
     /// Whether new connections go elsewhere by now.
     pub fn is_left(&self) -> bool {
         self.left.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_is_not_kept_is_gone() {
+        let (stop, _) = watch::channel(Stop::Not);
+        let (_, ended) = async_mpsc::channel(1);
+        let namespaces = Namespaces {
+            door: Mutex::default(),
+            known: Mutex::default(),
+            stop,
+            ended: tokio::sync::Mutex::new(ended),
+        };
+        let netns = TargetNetns::Path("/run/netns/a".into());
+        assert!(namespaces.get(&netns).inside().is_err());
     }
 }
