@@ -10,7 +10,7 @@ use super::answers::{Answers, Backend, backend, balancers};
 use super::guess::{self, Service};
 use super::plan;
 use crate::cli::SetupFlags;
-use crate::config::{Addresses, Protocol, addresses};
+use crate::config::{Addresses, Choice, Protocol, addresses};
 use crate::doctor::printable;
 use crate::output::print;
 
@@ -106,12 +106,12 @@ fn ask_backend(services: &[Service], protocol: Protocol) -> Result<Backend> {
     if services.is_empty() {
         print(format_args!(
             "No server was found that listens here ({}).\n",
-            word(protocol)
+            protocol.word()
         ))?;
     } else {
         print(format_args!(
             "Servers on this host ({}):\n{shown}\n",
-            word(protocol)
+            protocol.word()
         ))?;
     }
     let first = services
@@ -195,9 +195,4 @@ fn ask<T>(question: &str, default: &str, read: impl Fn(&str) -> Result<T, String
             Err(error) => print(format_args!("  {error}\n"))?,
         }
     }
-}
-
-fn word(protocol: Protocol) -> &'static str {
-    use crate::config::Choice;
-    protocol.word()
 }

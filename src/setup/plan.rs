@@ -267,7 +267,7 @@ fn file(answers: &Answers) -> String {
         .iter()
         .map(|network| Value::String(network_text(network)));
     let mut out = format!(
-        "# realpeer.toml explains each key, and more of them: see realpeer(8). After a change:\n\
+        "# realpeer.toml(5) explains each key. After a change:\n\
          #     realpeer ctl -name {name} reload\n\n\
          [[listener]]\n\
          name = {}\n\
