@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 use nix::sys::signal::Signal;
 use support::datagrams::{every, open, receive};
 use support::header::v2;
-use support::stage::{CLIENT, CLIENT6, PROXY, VISITED, VISITED6, wire};
+use support::stage::{ADDRESSES, CLIENT, CLIENT6, PROXY, VISITED, VISITED6, wire};
 use support::streams::{assert_carries, send};
 use support::{Backend, Confined, Host, Running, TempDir, addr};
 
@@ -54,16 +54,8 @@ fn net_admin_and_net_raw_are_enough_without_anything() {
     let (balancer, server) = wire();
     let before = server.run(&["ip", "rule"]);
     let confined = Confined::new(&server, TempDir::new());
-    let flags = [
-        "-l",
-        "0.0.0.0:2222",
-        "-4",
-        "127.0.0.1:9000",
-        "-6",
-        "[::1]:9000",
-    ];
     let both = strings(&["NET_ADMIN", "NET_RAW"]);
-    let mut proxy = confined.run(&both, &strings(&flags));
+    let mut proxy = confined.run(&both, &strings(&ADDRESSES));
     proxy.wait_for_line("\"listening\"");
     assert_serves(&balancer, &server, ["127.0.0.1:9000", "[::1]:9000"]);
     assert_ne!(server.run(&["ip", "rule"]), before);

@@ -9,7 +9,7 @@ use support::datagrams::{every, open, receive};
 use support::elsewhere::routing;
 use support::engine::Kind;
 use support::header::v1;
-use support::stage::{CLIENT, CLIENT6, PROXY, VISITED, VISITED6, wire};
+use support::stage::{ADDRESSES, CLIENT, CLIENT6, PROXY, VISITED, VISITED6, wire};
 use support::streams::{assert_reset, receive as receive_bytes, send};
 use support::{Ctl, Engine, Host, Program, Running, addr, wait_until};
 
@@ -178,24 +178,16 @@ fn datagrams_reach_a_docker_container_and_come_back() {
         scene.engine.ok(&["exec", "gitea", "sh", "-c",
             "until [ $(grep -c :2328 /proc/net/udp /proc/net/udp6 | grep -c :1) = 2 ]; do sleep 0.05; done"]);
         let socket = scene.engine.socket();
-        let proxy = Program::Realpeer.spawn(
-            &[],
-            server,
-            &[
-                "-p",
-                "udp",
-                "-l",
-                "0.0.0.0:2222",
-                "-4",
-                "127.0.0.1:9000",
-                "-6",
-                "[::1]:9000",
-                "-target-netns",
-                "docker:gitea",
-                "-docker-socket",
-                &socket,
-            ],
-        );
+        let inside = [
+            "-p",
+            "udp",
+            "-target-netns",
+            "docker:gitea",
+            "-docker-socket",
+            &socket,
+        ];
+        let flags = [&ADDRESSES[..], &inside].concat();
+        let proxy = Program::Realpeer.spawn(&[], server, &flags);
         proxy.wait_for_line("listening");
         let near = open(scene.balancer, "0.0.0.0:0");
         near.connect(addr(PROXY)).expect("connect a UDP socket");

@@ -4,10 +4,8 @@
 
 mod support;
 
-use std::fs;
-
 use nix::unistd::geteuid;
-use support::{Host, Program, Running, TempDir};
+use support::{Host, Program, TempDir, nspawn};
 
 /// What runs inside once systemd has booted. It notes each step, and ends the container.
 const STORY: &str = r##"#!/bin/bash
@@ -67,48 +65,6 @@ sync
 systemctl poweroff --force
 "##;
 
-/// Boots the machine's own system with everything written going nowhere, and runs the story.
-fn boot() -> String {
-    let (files, host) = (TempDir::new(), Host::new("machine"));
-    files.file("story", STORY);
-    let service = "[Service]\nType=oneshot\nExecStart=/bin/bash /story/story\n";
-    let binds = [
-        (files.path("").display().to_string(), "/story"),
-        (Program::Realpeer.path(), "/usr/bin/realpeer"),
-        (
-            files.file("service", service),
-            "/etc/systemd/system/story.service",
-        ),
-    ];
-    let root = files.path("root");
-    fs::create_dir(&root).expect("make a directory");
-    let root = root.display().to_string();
-    // nspawn does not take / itself.
-    let nspawn = "mount --bind / \"$0\" && exec systemd-nspawn --quiet --directory=\"$0\" \"$@\"";
-    let machine = format!("--machine=realpeer-setup-{}", std::process::id());
-    let mut words = vec!["sh", "-c", nspawn, &root, &machine];
-    words.extend(
-        "--volatile=overlay --private-network --register=no --keep-unit --link-journal=no \
-         --capability=all --console=pipe --boot"
-            .split(' '),
-    );
-    // The container's own filter is older than Landlock.
-    words.push(
-        "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
-    );
-    let binds: Vec<String> = binds
-        .iter()
-        .map(|(from, to)| format!("--bind={from}:{to}"))
-        .collect();
-    words.extend(binds.iter().map(String::as_str));
-    words.extend(["systemd.unit=basic.target", "systemd.wants=story.service"]);
-    let mut container: Running = host.spawn(&words);
-    container.wait_for_exit();
-    fs::read_to_string(files.path("result")).unwrap_or_else(|error| {
-        panic!("{error}: {:?} {:?}", container.stdout(), container.stderr())
-    })
-}
-
 #[test]
 fn a_newcomer_gets_the_clients_address_into_sshds_log() {
     if !geteuid().is_root() {
@@ -121,7 +77,11 @@ fn a_newcomer_gets_the_clients_address_into_sshds_log() {
         );
         return;
     }
-    let story = boot();
+    let story = nspawn::tell(
+        &TempDir::new(),
+        STORY,
+        &[(Program::Realpeer.path(), "/usr/bin/realpeer")],
+    );
     println!("{story}");
     for line in [
         "/etc/realpeer/ssh.toml is written.",

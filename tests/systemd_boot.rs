@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use nix::unistd::geteuid;
-use support::{Host, Program, Running, TempDir, repository};
+use support::{Host, Program, TempDir, nspawn, repository};
 
 /// What runs inside once systemd has booted: it notes each step, and ends the container.
 const STORY: &str = r#"#!/bin/bash
@@ -44,56 +44,23 @@ sync
 systemctl poweroff --force
 "#;
 
-/// Boots the machine's own system with everything written going nowhere, and runs the story with the
-/// unit and a drop-in for it. The network is the container's own.
+/// Boots the machine and runs the story with the unit and a drop-in for it.
 fn boot(unit: &str, drop_in: &str) -> Vec<String> {
-    let (files, host) = (TempDir::new(), Host::new("machine"));
-    let file = |name: &str, text: &str| files.file(name, text);
-    file("balancers", "127.0.0.1\n");
-    let story = file("story", STORY);
-    let service = "[Service]\nType=oneshot\nExecStart=/bin/bash /story/story\n";
+    let files = TempDir::new();
+    files.file("balancers", "127.0.0.1\n");
     let binds = [
-        (files.path("").display().to_string(), "/story"),
         (files.path("").display().to_string(), "/etc/realpeer"),
         (Program::Realpeer.path(), "/usr/bin/realpeer"),
-        (file("unit", unit), "/etc/systemd/system/realpeer.service"),
         (
-            file("drop-in", drop_in),
+            files.file("unit", unit),
+            "/etc/systemd/system/realpeer.service",
+        ),
+        (
+            files.file("drop-in", drop_in),
             "/etc/systemd/system/realpeer.service.d/test.conf",
         ),
-        (
-            file("service", service),
-            "/etc/systemd/system/story.service",
-        ),
     ];
-    let binds: Vec<String> = binds
-        .iter()
-        .map(|(from, to)| format!("--bind={from}:{to}"))
-        .collect();
-    let root = files.path("root");
-    fs::create_dir(&root).expect("make a directory");
-    // nspawn does not take / itself.
-    let nspawn = "mount --bind / \"$0\" && exec systemd-nspawn --quiet --directory=\"$0\" \"$@\"";
-    let root = root.display().to_string();
-    let machine = format!("--machine=realpeer-{}", std::process::id());
-    let mut words = vec!["sh", "-c", nspawn, &root, &machine];
-    words.extend(
-        "--volatile=overlay --private-network --register=no --keep-unit --link-journal=no \
-         --capability=all --console=pipe --boot"
-            .split(' '),
-    );
-    // The container's own filter is older than Landlock.
-    words.push(
-        "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
-    );
-    words.extend(binds.iter().map(String::as_str));
-    words.extend(["systemd.unit=basic.target", "systemd.wants=story.service"]);
-    let mut container: Running = host.spawn(&words);
-    container.wait_for_exit();
-    drop(story);
-    let result = fs::read_to_string(files.path("result")).unwrap_or_else(|error| {
-        panic!("{error}: {:?} {:?}", container.stdout(), container.stderr())
-    });
+    let result = nspawn::tell(&files, STORY, &binds);
     result.lines().map(str::to_owned).collect()
 }
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::{Program, TempDir, repository};
+use support::{Program, TempDir, repository, run};
 
 /// Builds the package of the program under test and returns its file.
 fn build(directory: &TempDir) -> String {
@@ -27,17 +27,6 @@ fn unpacked(directory: &TempDir) -> String {
     let root = text(&directory.path("root"));
     run(Command::new("dpkg-deb").args(["-x", &build(directory), &root]));
     root
-}
-
-#[track_caller]
-fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}{errors}");
-    said
 }
 
 fn text(path: &Path) -> String {

@@ -5,8 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::run;
-use super::support::{Program, TempDir, repository};
+use super::support::{Program, TempDir, repository, run};
 
 /// What packaging/install puts below an empty directory, by absolute paths.
 pub fn installed() -> BTreeSet<String> {

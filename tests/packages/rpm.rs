@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use super::support::{Program, TempDir, repository};
-use super::{files, run};
+use super::files;
+use super::support::{Program, TempDir, repository, run};
 
 /// Builds the RPM of the program under test and returns its file.
 fn build(directory: &TempDir) -> String {

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::support::{Program, TempDir, repository};
-use super::{files, run};
+use super::files;
+use super::support::{Program, TempDir, repository, run};
 
 const NOT_RUN: &str = "Not run where this was written";
 

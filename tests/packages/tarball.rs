@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::support::{Program, Stage, TempDir, repository};
-use super::{files, run};
+use super::files;
+use super::support::{Program, Stage, TempDir, repository, run};
 
 /// Builds the program for musl: not as optimised as a release, and just as static. Nothing, and a
 /// loud word, where Rust's target cannot be had.

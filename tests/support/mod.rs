@@ -21,6 +21,7 @@ pub mod image;
 pub mod journal;
 pub mod journald;
 pub mod lineage;
+pub mod nspawn;
 pub mod pages;
 pub mod program;
 pub mod running;
@@ -50,6 +51,7 @@ pub use tmux::Terminal;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -76,6 +78,18 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub fn addr(text: &str) -> SocketAddr {
     text.parse()
         .unwrap_or_else(|_| panic!("{text} is no address with a port"))
+}
+
+/// Runs a command to its end, which must be a success, and returns what it printed.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}{errors}");
+    said
 }
 
 /// A file of the repository, by its path from the top.
