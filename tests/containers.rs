@@ -166,14 +166,11 @@ fn datagrams_reach_a_docker_container_and_come_back() {
             "UDP6-RECVFROM:9000,bind=[::1]",
         ] {
             let at = format!("{at},fork");
-            scene.engine.ok(&[
-                "exec",
-                "-d",
-                "gitea",
-                "socat",
-                &at,
-                "SYSTEM:echo $SOCAT_PEERADDR",
-            ]);
+            // It reads first: what cannot be written to it has socat end without the answer.
+            let answer = "SYSTEM:head -c 9 >/dev/null; echo $SOCAT_PEERADDR";
+            scene
+                .engine
+                .ok(&["exec", "-d", "gitea", "socat", &at, answer]);
         }
         scene.engine.ok(&["exec", "gitea", "sh", "-c",
             "until [ $(grep -c :2328 /proc/net/udp /proc/net/udp6 | grep -c :1) = 2 ]; do sleep 0.05; done"]);
